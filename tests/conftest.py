@@ -1,0 +1,55 @@
+"""What every test is held to: it leaves no thread, no descriptor and no thread's exception behind."""
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from threaded_echo import ThreadedTCPServer
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+def open_descriptors() -> set[str]:
+    """Name what the process has open, by descriptor; empty where the platform cannot tell."""
+    found = set()
+    if os.path.isdir("/proc/self/fd"):
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+            except FileNotFoundError:  # the one that listed them
+                continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Fail a test that leaves a thread or a descriptor. Pytest itself fails it for an exception in a thread."""
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
+    yield
+    gc.collect()
+    left = set(threading.enumerate()) - threads
+    assert not left, f"threads are left: {left}"
+    left_open = open_descriptors() - descriptors
+    assert not left_open, f"descriptors are left: {left_open}"
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ThreadedTCPServer]]:
+    """Start a server of a handler class; the end of the test stops it.
+
+    ``serve(Handler)``, ``serve(Handler, Server)``; keywords are the options.
+    """
+    servers = []
+
+    def start(handler: type, server_class: type = ThreadedTCPServer, **options: object) -> ThreadedTCPServer:
+        server = server_class(LOOPBACK, handler, **options)
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        server.stop(drain=0)

@@ -1,0 +1,1 @@
+"""Tests of whole programs: real netcats, CPython's own tests, many clients, stress."""

@@ -1,0 +1,114 @@
+"""What tests share: clients, and handlers that say where they are and wait to be released."""
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+GUARD = 20.0
+"""Seconds after which a wait gives up: only a guard against hanging, never what a test measures."""
+
+
+def connect(server: Any) -> socket.socket:
+    """Connect to a server; the caller closes."""
+    address = getattr(server, "server_address", server)
+    family = socket.AF_UNIX if isinstance(address, (str, bytes)) else socket.AF_INET
+    client = socket.socket(family, socket.SOCK_STREAM)
+    client.settimeout(GUARD)
+    client.connect(address)
+    return client
+
+
+def receive_all(client: socket.socket) -> bytes:
+    """Receive until end of stream."""
+    pieces = []
+    while piece := client.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def receive(client: socket.socket, size: int) -> bytes:
+    """Receive exactly ``size`` bytes, or what comes before the end of stream."""
+    data = b""
+    while len(data) < size and (piece := client.recv(size - len(data))):
+        data += piece
+    return data
+
+
+def ask(server: Any, question: bytes = b"ping\n") -> bytes:
+    """Connect, send, end the stream, and return all that comes back."""
+    with connect(server) as client:
+        client.sendall(question)
+        client.shutdown(socket.SHUT_WR)
+        return receive_all(client)
+
+
+def wait_until(event: threading.Event) -> None:
+    """Wait for an event, or fail."""
+    assert event.wait(GUARD), "it did not happen in time"
+
+
+@contextmanager
+def running(target: Callable[..., object], *arguments: Any, **keywords: Any) -> Iterator[threading.Thread]:
+    """Run a function in a thread, which is joined at the end."""
+    thread = threading.Thread(target=target, args=arguments, kwargs=keywords)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(GUARD)
+        assert not thread.is_alive(), "the thread does not end"
+
+
+def together(count: int, function: Callable[[], Any]) -> list[Any]:
+    """Call a function in so many threads at once, and return what each returned."""
+    barrier, results, errors = threading.Barrier(count), [], []
+
+    def call() -> None:
+        try:
+            barrier.wait(GUARD)
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(GUARD)
+    assert not errors, errors
+    assert len(results) == count, "not all of them returned"
+    return results
+
+
+class Gate:
+    """A handler class (`handler`) that says it has entered, and waits to be released, whatever a stop does."""
+
+    def __init__(self, body: Callable[[Any], object] | None = None) -> None:
+        self.entered = threading.Event()
+        self.release = threading.Event()
+        gate = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            """Enters, waits, runs the body."""
+
+            def handle(self) -> None:
+                """Wait at the gate."""
+                gate.entered.set()
+                wait_until(gate.release)
+                if body is not None:
+                    body(self)
+
+        self.handler = Handler
+
+
+class Echo(socketserver.BaseRequestHandler):
+    """Echoes, and knows nothing of this package."""
+
+    def handle(self) -> None:
+        """Echo until end of stream."""
+        while data := self.request.recv(4096):
+            self.request.sendall(data)

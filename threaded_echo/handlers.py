@@ -1,0 +1,177 @@
+"""Handlers to subclass: by chunk, by line, and echo."""
+from __future__ import annotations
+
+import logging
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from .registry import Client
+from .threads import current_client
+
+logger = logging.getLogger("threaded_echo")
+
+_CHUNK = 16384
+"""Bytes to ask for at once. `recv` allocates them all, and above this an allocation costs more than it saves."""
+
+_TOGETHER = 0.001  # seconds that a reply may wait for those to the lines that came together with its own
+
+
+class LineTooLong(ValueError):
+    """A client has sent a line of more than ``max_line`` bytes."""
+
+
+class ClientHandler(socketserver.BaseRequestHandler):
+    """Serve a client by `process`, which a subclass overrides. Needs a server built on `ThreadedMixIn`.
+
+    ``setup``, ``handle`` and ``finish`` mean what they mean in socketserver. ``self.client`` is the `Client`,
+    ``self.server`` the server, ``self.stopping`` the event that a stop sets: wait on it in place of sleeping. All of
+    this is there from before ``setup``, and all methods run in the handler's thread. The server closes the connection.
+    """
+
+    client: Client
+    stopping: threading.Event
+
+    def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+        client = current_client()
+        if client is None:
+            raise TypeError(f"{type(self).__name__} needs a server built on threaded_echo.ThreadedMixIn")
+        self.client = client
+        self.stopping = client.stopping
+        with suppress(OSError):  # not TCP
+            # A reply must not wait for the acknowledgement of the one before (RFC 896).
+            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__(request, client_address, server)
+
+    def process(self, data: bytes) -> bytes | None:
+        """Take a chunk that has arrived, and return what to send back; ``None`` or ``b""``: nothing.
+
+        Chunks are as the network delivers them: a message may come in two, or two in one. What this raises ends the
+        client; it is logged with the client's number.
+        """
+        return None
+
+    def handle(self) -> None:
+        """Process each chunk until the client ends its stream, or a stop does."""
+        receive, process, send = self.request.recv, self.process, self.send
+        while data := receive(_CHUNK):
+            reply = process(data)
+            if reply:
+                send(reply)
+
+    def send(self, data: Any) -> None:
+        """Send all of ``data`` (bytes-like) to the client.
+
+        Raises OSError when the client has gone. *Thread safety*: as `Client.send`: any thread, never interleaved.
+        """
+        self.client.send(data)
+
+
+class LineHandler(ClientHandler):
+    r"""Serve a client by `process`, called with each line. Needs a server built on `ThreadedMixIn`.
+
+    A line ends with ``\n`` or ``\r\n``; one of more than ``max_line`` bytes, line end not counted, ends the client
+    with `LineTooLong`. A last line without an end is processed too.
+
+    Replies to lines that have arrived together are sent together, as long as that delays none by more than a
+    millisecond and the ``process`` that is running: a hundred lines then cost one system call, not a hundred.
+    """
+
+    max_line = 65536
+
+    def process(self, line: bytes) -> bytes | None:
+        """Take a line without its end, and return the reply without its end; ``None``: no reply."""
+        return None
+
+    def handle(self) -> None:
+        """Process each line until the client ends its stream, or a stop does."""
+        self._replies: list[bytes] = []
+        process, replies = self.process, self._replies
+        for lines in self._receive_lines():
+            try:
+                oldest = 0.0  # when the first of the waiting replies was made
+                for line in lines:
+                    reply = process(line)
+                    if reply is not None:
+                        now = time.monotonic()
+                        if not replies:
+                            oldest = now
+                        replies.append(reply + b"\n")
+                        if now - oldest > _TOGETHER:
+                            self._flush()
+            finally:
+                self._flush()
+
+    def send(self, data: Any) -> None:
+        """Send all of ``data`` (bytes-like) to the client, after the replies that are ready.
+
+        Raises OSError when the client has gone. *Thread safety*: the handler's own thread; others use `Client.send`.
+        """
+        self._flush()
+        self.client.send(data)
+
+    def _flush(self) -> None:
+        """Send the replies that wait."""
+        replies = getattr(self, "_replies", None)
+        if replies:
+            data = b"".join(replies)
+            replies.clear()
+            self.client.send(data)
+
+    def _receive_lines(self) -> Iterator[list[bytes]]:
+        """Yield the lines of each chunk, without their ends."""
+        receive, limit = self.request.recv, self.max_line
+        rest: list[bytes] = []  # the pieces of a line whose end has not come yet
+        length = 0
+        while data := receive(_CHUNK):
+            lines = data.split(b"\n")
+            tail = lines.pop()
+            if lines:
+                if rest:
+                    lines[0] = b"".join((*rest, lines[0]))
+                    rest, length = [], 0
+                lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
+                if len(max(lines, key=len)) > limit:
+                    yield from self._up_to_too_long(lines)
+                yield lines
+            if tail:
+                rest.append(tail)
+                length += len(tail)
+                if length > limit + 1:  # it may be a carriage return that is one too many
+                    raise self._too_long()
+        if rest:
+            yield from self._up_to_too_long([b"".join(rest)])
+
+    def _up_to_too_long(self, lines: list[bytes]) -> Iterator[list[bytes]]:
+        """Yield the lines before one that is too long, then raise."""
+        for number, line in enumerate(lines):
+            if len(line) > self.max_line:
+                yield lines[:number]
+                raise self._too_long()
+        yield lines
+
+    def _too_long(self) -> LineTooLong:
+        return LineTooLong(f"a line of more than {self.max_line} bytes")
+
+
+class EchoHandler(ClientHandler):
+    """Send back what comes, and log each message at info level, under its client's number."""
+
+    def process(self, data: bytes) -> bytes:
+        """Return the chunk."""
+        if logger.isEnabledFor(logging.INFO):
+            for line in data.splitlines():
+                logger.info("client %d: %s", self.client.number, printable(line))
+        return data
+
+
+def printable(message: bytes) -> str:
+    """Decode a message for people: what is not printable text is escaped, so that it cannot drive a terminal."""
+    text = message.decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

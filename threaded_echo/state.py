@@ -1,0 +1,45 @@
+"""What a server keeps, and how the mix-in comes by it without an ``__init__``."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
+
+from .registry import HandlerRegistry
+from .serving import AcceptErrors, Serving
+from .stopping import Stopping
+from .threads import HandlerThreads
+
+_Value = TypeVar("_Value")
+
+
+class Attribute(Generic[_Value]):
+    """A computed attribute that, unlike a property, yields to one of the instance: programs set their own."""
+
+    def __init__(self, read: Callable[[Any], _Value]) -> None:
+        self._read = read
+        self.__doc__ = read.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Attribute[_Value]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> _Value: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Attribute[_Value] | _Value:
+        return self if instance is None else self._read(instance)
+
+
+class ServerState:
+    """The parts of one server."""
+
+    def __init__(self) -> None:
+        self.registry = HandlerRegistry()
+        self.threads = HandlerThreads(self.registry)
+        self.serving = Serving(self.registry)
+        self.stopping = Stopping(self.registry, self.threads, self.serving)
+        self.accept_errors = AcceptErrors(self.registry)
+
+    @classmethod
+    def of(cls, server: object) -> ServerState:
+        """Find a server's state, or make it; afterwards the server's own attribute is found first."""
+        state: ServerState = vars(server).setdefault("_threaded_state", cls())  # atomic, also without the GIL
+        return state

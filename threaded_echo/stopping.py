@@ -1,0 +1,294 @@
+"""The stop, step by step: stop accepting, wake, drain, force, report.
+
+Guarantees:
+
+- One stop is in progress at a time. Who calls for one meanwhile joins it, and can only shorten it.
+- Every caller goes through the same steps; each step is done once, by whoever comes to it first.
+- A caller from *inside* (a handler's thread, the serving thread) waits for nobody who may be waiting for it: not for
+  itself, nor for the other callers from inside. A caller from outside waits for them all.
+- A stop takes at most its drain and force time-outs, and whatever a program's own hooks take.
+- A client that is accepted while a stop is in progress is woken as it is listed.
+"""
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .registry import Client, HandlerRegistry
+from .serving import Serving, Turn
+from .threads import HandlerThreads, current_client
+
+logger = logging.getLogger("threaded_echo")
+
+_TAIL = 1.0  # seconds for a thread that has nothing left to do but to return
+
+
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """A handler that was still running when a stop gave up on it."""
+
+    client: Client
+    stack: tuple[str, ...]
+    """The lines where it was, outermost call first, as `traceback.format_stack` has them; empty if it had no thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopReport:
+    """What a stop did."""
+
+    drained: int
+    """Clients whose handlers ended by themselves once they were woken."""
+    forced: int
+    """Clients whose handlers ended once their connections were cut."""
+    survivors: tuple[Survivor, ...]
+    """The handlers that were still running when the stop gave up on them."""
+    seconds: float
+    """How long the stop took."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether no handler was left."""
+        return not self.survivors
+
+
+class _Caller:
+    """One thread's call for a stop."""
+
+    def __init__(self, inside: bool) -> None:
+        self.thread = threading.current_thread()
+        self.client = current_client()
+        self.inside = inside or self.client is not None
+
+
+class _Stop:
+    """A stop in progress. Its fields are guarded by the server's lock."""
+
+    def __init__(self, drain: float, force: float, finished: int) -> None:
+        self.started = time.monotonic()
+        self.drain_until = self.started + drain
+        self.force = force
+        self.force_until: float | None = None  # set once the connections have been cut
+        self.finished_before = finished
+        self.drained = 0
+        self.callers: list[_Caller] = []
+        self.closer: threading.Thread | None = None  # who is in the server's server_close
+        self.reports: dict[bool, StopReport] = {}  # by whether it is for a caller from inside
+
+    def hasten(self, drain: float | None, force: float | None) -> None:
+        """Shorten what is left; ``None`` leaves it as it is."""
+        now = time.monotonic()
+        if drain is not None:
+            self.drain_until = min(self.drain_until, now + drain)
+        if force is not None:
+            self.force = min(self.force, force)
+            if self.force_until is not None:
+                self.force_until = min(self.force_until, now + force)
+
+    def until(self) -> float:
+        return self.drain_until if self.force_until is None else self.force_until
+
+
+class Stopping:
+    """The stops of one server, and its way back to serving. Its fields are guarded by the registry's lock."""
+
+    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, serving: Serving) -> None:
+        self._registry = registry
+        self._threads = threads
+        self._serving = serving
+        self._current: _Stop | None = None
+        self.event = threading.Event()  # set when a stop begins; a new one when serving begins again
+
+    def begin_serving(self, turn: Turn, fileno: Callable[[], int]) -> bool:
+        """Take a turn in serving, once a stop in progress is over; False where a shutdown has asked to end this one.
+
+        Raises RuntimeError where the listening socket is closed, or another thread is serving.
+        """
+        with self._registry.lock:
+            while self._current and all(caller.thread is not turn.thread for caller in self._current.callers):
+                self._registry.changed.wait()  # a stop is bounded, and so is this
+            if turn.forever and self._serving.ends_next:
+                self._serving.ends_next = False
+                return False
+            if fileno() < 0:
+                raise RuntimeError("this server is closed: it cannot serve again")
+            self._serving.begin_locked(turn)
+            if self._registry.waking:
+                self._registry.waking = False
+                self._threads.open_locked()
+                self.event = threading.Event()
+        return True
+
+    def run(self, defaults: tuple[float, float], drain: float | None = None, force: float | None = None, *,
+            remember: bool = False, close: Callable[[], None] | None = None, close_once: bool = False) -> StopReport:
+        """Stop the server's clients and threads; ``close`` closes the listening socket once nobody waits on it.
+
+        ``defaults``: the seconds for ``drain`` and ``force`` where they are ``None`` and no stop is in progress.
+        ``remember``: where there is no loop to end, end the next one. ``close_once``: not if another caller of this
+        stop is at it.
+        """
+        stop, caller = self._join(defaults, drain, force, remember)
+        try:
+            self._wait(stop, caller, self._turns_over)
+            if close is not None and self._may_close(stop, caller, close_once):
+                try:
+                    close()
+                finally:
+                    if close_once:
+                        self._closed(stop)
+            if not (self._wait(stop, caller, self._quiet) and self._join_threads(stop)):
+                self._force(stop)
+                self._wait(stop, caller, self._quiet)
+                self._join_threads(stop)
+            return self._report(stop, caller)
+        finally:
+            self._leave(stop, caller)
+
+    # The steps, in their order.
+
+    def _join(self, defaults: tuple[float, float], drain: float | None, force: float | None,
+              remember: bool) -> tuple[_Stop, _Caller]:
+        """Join the stop in progress, or begin one: no more accepting, and wake everybody."""
+        me = threading.current_thread()
+        registry = self._registry
+        with registry.lock:
+            serves = me is self._serving.background or any(turn.thread is me for turn in self._serving.turns)
+            caller = _Caller(inside=serves)
+            stop, begins = self._current, self._current is None
+            if stop is None:
+                if remember and not self._serving.in_loop_locked():
+                    self._serving.ends_next = True
+                stop = self._current = _Stop(defaults[0] if drain is None else drain,
+                                             defaults[1] if force is None else force, registry.finished)
+                registry.waking = True
+                self._threads.close_locked()
+            else:
+                stop.hasten(drain, force)
+                registry.changed.notify_all()
+            stop.callers.append(caller)
+            registry.awaited = len(stop.callers)
+            self._serving.wake_locked()
+            clients = list(registry.live.values()) if begins else []
+        self.event.set()
+        for client in clients:
+            client.wake()
+        return stop, caller
+
+    def _may_close(self, stop: _Stop, caller: _Caller, once: bool) -> bool:
+        """Decide who calls the server's ``server_close``."""
+        with self._registry.lock:
+            if once:
+                if stop.closer is not None:
+                    return False
+                stop.closer = caller.thread
+            return True
+
+    def _closed(self, stop: _Stop) -> None:
+        with self._registry.lock:
+            stop.closer = None
+            self._registry.changed.notify_all()
+
+    def _join_threads(self, stop: _Stop) -> bool:
+        """Join every thread that has ended, or that a program has added; False where one is still running."""
+        me = threading.current_thread()
+        threads = self._threads.to_join()
+        if self._serving.background is not None:
+            threads.append(self._serving.background)
+        others = [thread for thread in threads if thread is not me and thread.ident is not None]
+        deadline = max(stop.until(), time.monotonic() + _TAIL)
+        for thread in others:
+            thread.join(max(0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in others)
+
+    def _force(self, stop: _Stop) -> None:
+        """Cut the connections that are left, but for those of handlers that wait for this very stop."""
+        with self._registry.lock:
+            if stop.force_until is not None:
+                return
+            stop.force_until = time.monotonic() + stop.force
+            stop.drained = self._registry.finished - stop.finished_before
+            waiting = {caller.client for caller in stop.callers}
+            clients = [client for client in self._registry.live.values() if client not in waiting]
+        for client in clients:
+            client.disconnect()
+
+    def _report(self, stop: _Stop, caller: _Caller) -> StopReport:
+        """Say what the stop has done; log who is still running, once."""
+        with self._registry.lock:
+            if caller.inside not in stop.reports:
+                ended = self._registry.finished - stop.finished_before
+                drained = ended if stop.force_until is None else stop.drained
+                survivors = () if self._quiet(stop, caller) else self._survivors(stop, caller)
+                stop.reports[caller.inside] = StopReport(drained, ended - drained, survivors,
+                                                         time.monotonic() - stop.started)
+                tell = len(stop.reports) == 1
+            else:
+                tell = False
+            report = stop.reports[caller.inside]
+            turns = [turn for turn in self._serving.turns if turn.thread is not caller.thread] if tell else []
+        if tell and report.survivors:
+            logger.warning("still running after the stop: %s", "".join(
+                f"\nclient {survivor.client.number} ({survivor.client.address}):\n{''.join(survivor.stack)}"
+                for survivor in report.survivors))
+        for turn in turns:
+            logger.warning("the serving loop is still running after the stop:\n%s", "".join(stack_of(turn.thread)))
+        return report
+
+    def _leave(self, stop: _Stop, caller: _Caller) -> None:
+        with self._registry.lock:
+            stop.callers.remove(caller)
+            self._registry.awaited = len(stop.callers)
+            if not stop.callers:
+                self._current = None
+                self._registry.awaited = -1
+                self._threads.reap_locked()
+            self._registry.changed.notify_all()
+
+    # What is waited for. All of these need the lock.
+
+    def _wait(self, stop: _Stop, caller: _Caller, condition: Callable[[_Stop, _Caller], bool]) -> bool:
+        """Wait for a condition; False when the time for it is up."""
+        with self._registry.lock:
+            while not condition(stop, caller):
+                remaining = stop.until() - time.monotonic()
+                if remaining <= 0:
+                    return False
+                self._registry.changed.wait(remaining)
+        return True
+
+    def _turns_over(self, stop: _Stop, caller: _Caller) -> bool:
+        return all(turn.thread is caller.thread for turn in self._serving.turns)
+
+    def _quiet(self, stop: _Stop, caller: _Caller) -> bool:
+        """Whether nothing runs any more that ``caller`` may wait for."""
+        if not self._turns_over(stop, caller) or self._registry.closing:
+            return False
+        if not caller.inside:
+            return not self._registry.live and not self._threads.running and stop.closer in (None, caller.thread)
+        inside = [other for other in stop.callers if other.inside]
+        clients, threads = {other.client for other in inside}, {other.thread for other in inside}
+        return clients.issuperset(self._registry.live.values()) and threads.issuperset(self._threads.running)
+
+    def _survivors(self, stop: _Stop, caller: _Caller) -> tuple[Survivor, ...]:
+        """Name the handlers that still run, with their stacks."""
+        threads: dict[Client, threading.Thread | None] = {}
+        for thread, client in self._threads.busy().items():
+            threads[client] = thread
+        for client in self._registry.live.values():
+            threads.setdefault(client, client.thread)
+        if caller.inside:
+            for other in stop.callers:
+                if other.client is not None:
+                    threads.pop(other.client, None)
+        return tuple(Survivor(client, stack_of(thread))
+                     for client, thread in sorted(threads.items(), key=lambda item: item[0].number))
+
+
+def stack_of(thread: threading.Thread | None) -> tuple[str, ...]:
+    """Format the lines where a thread is; empty where it is nowhere."""
+    frame = thread and sys._current_frames().get(thread.ident or 0)
+    return tuple(traceback.format_stack(frame)) if frame else ()

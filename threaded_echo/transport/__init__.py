@@ -1,0 +1,1 @@
+"""What stands between the accept of a connection and its handler."""

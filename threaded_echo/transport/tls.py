@@ -1,0 +1,50 @@
+"""Listeners that a program has wrapped in TLS.
+
+`ssl.SSLSocket.accept` shakes hands before it returns, so that one client that never does keeps everybody else out.
+Here the handshake waits for the handler's thread.
+"""
+from __future__ import annotations
+
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ssl
+
+
+def as_tls(connection: Any) -> ssl.SSLSocket | None:
+    """Return ``connection`` if it is a TLS socket, else ``None``; without importing `ssl` where nobody has."""
+    module = sys.modules.get("ssl")
+    return connection if module is not None and isinstance(connection, module.SSLSocket) else None
+
+
+def accept(listener: ssl.SSLSocket) -> tuple[ssl.SSLSocket, Any]:
+    """Accept a connection on a TLS listener, without a handshake.
+
+    Raises OSError: a ConnectionAbortedError where the connection was gone before it could be wrapped.
+    """
+    connection, address = socket.socket.accept(listener)
+    try:
+        ragged = getattr(listener, "suppress_ragged_eofs", True)
+        return listener.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False,
+                                            suppress_ragged_eofs=ragged), address
+    except (OSError, ValueError) as error:
+        connection.close()
+        raise ConnectionAbortedError(f"not wrapped in TLS: {error}") from error
+
+
+def shake_hands(connection: Any) -> None:
+    """Do the handshake that `accept` left out; nothing where ``connection`` is not TLS, or has had it.
+
+    Raises OSError (`ssl.SSLError` mostly) where it fails. Blocks until the client answers or goes.
+    """
+    tls = as_tls(connection)
+    if tls is not None and tls.version() is None:
+        tls.do_handshake()
+
+
+def is_tls_error(error: BaseException) -> bool:
+    """Tell an `ssl.SSLError`."""
+    module = sys.modules.get("ssl")
+    return module is not None and isinstance(error, module.SSLError)
