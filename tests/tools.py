@@ -18,7 +18,11 @@ def connect(server: Any) -> socket.socket:
     family = socket.AF_UNIX if isinstance(address, (str, bytes)) else socket.AF_INET
     client = socket.socket(family, socket.SOCK_STREAM)
     client.settimeout(GUARD)
-    client.connect(address)
+    try:
+        client.connect(address)
+    except OSError:
+        client.close()
+        raise
     return client
 
 

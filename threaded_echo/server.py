@@ -320,8 +320,8 @@ class ThreadedMixIn(_Base):
 
     def _stop(self, drain: float | None = None, force: float | None = None) -> StopReport:
         """Stop, under a name that no program takes."""
-        return self._threaded_state.stopping.run(self._patience(), drain, force, close_once=True,
-                                                 close=self.server_close if self.fileno() >= 0 else None)
+        return self._threaded_state.stopping.run(self._patience(), drain, force, close=self.server_close,
+                                                 is_open=lambda: self.fileno() >= 0)
 
     def __exit__(self, kind: type[BaseException] | None = None, error: BaseException | None = None,
                  traceback: TracebackType | None = None) -> None:

@@ -68,15 +68,17 @@ class _Caller:
 class _Stop:
     """A stop in progress. Its fields are guarded by the server's lock."""
 
-    def __init__(self, drain: float, force: float, finished: int) -> None:
+    def __init__(self, drain: float, force: float, finished: int, background: threading.Thread | None) -> None:
         self.started = time.monotonic()
         self.drain_until = self.started + drain
         self.force = force
         self.force_until: float | None = None  # set once the connections have been cut
         self.finished_before = finished
+        self.background = background  # the thread of start(); a later start() may already wait for this stop to end
         self.drained = 0
         self.callers: list[_Caller] = []
-        self.closer: threading.Thread | None = None  # who is in the server's server_close
+        self.closer: threading.Thread | None = None  # who is in the server's server_close, for all
+        self.closed = False  # somebody is or was
         self.reports: dict[bool, StopReport] = {}  # by whether it is for a caller from inside
 
     def hasten(self, drain: float | None, force: float | None) -> None:
@@ -124,21 +126,24 @@ class Stopping:
         return True
 
     def run(self, defaults: tuple[float, float], drain: float | None = None, force: float | None = None, *,
-            remember: bool = False, close: Callable[[], None] | None = None, close_once: bool = False) -> StopReport:
+            remember: bool = False, close: Callable[[], None] | None = None,
+            is_open: Callable[[], bool] | None = None) -> StopReport:
         """Stop the server's clients and threads; ``close`` closes the listening socket once nobody waits on it.
 
         ``defaults``: the seconds for ``drain`` and ``force`` where they are ``None`` and no stop is in progress.
-        ``remember``: where there is no loop to end, end the next one. ``close_once``: not if another caller of this
-        stop is at it.
+        ``remember``: where there is no loop to end, end the next one. ``is_open``: call ``close`` only where this says
+        so, and no other caller of this stop has.
         """
         stop, caller = self._join(defaults, drain, force, remember)
         try:
             self._wait(stop, caller, self._turns_over)
-            if close is not None and self._may_close(stop, caller, close_once):
-                try:
+            if close is not None:
+                if is_open is None:
                     close()
-                finally:
-                    if close_once:
+                elif is_open() and self._claim_closing(stop):
+                    try:
+                        close()
+                    finally:
                         self._closed(stop)
             if not (self._wait(stop, caller, self._quiet) and self._join_threads(stop)):
                 self._force(stop)
@@ -163,7 +168,8 @@ class Stopping:
                 if remember and not self._serving.in_loop_locked():
                     self._serving.ends_next = True
                 stop = self._current = _Stop(defaults[0] if drain is None else drain,
-                                             defaults[1] if force is None else force, registry.finished)
+                                             defaults[1] if force is None else force,
+                                             registry.finished, self._serving.background)
                 registry.waking = True
                 self._threads.close_locked()
             else:
@@ -178,13 +184,13 @@ class Stopping:
             client.wake()
         return stop, caller
 
-    def _may_close(self, stop: _Stop, caller: _Caller, once: bool) -> bool:
-        """Decide who calls the server's ``server_close``."""
+    def _claim_closing(self, stop: _Stop) -> bool:
+        """Decide who calls the server's ``server_close`` for all: True to the first."""
         with self._registry.lock:
-            if once:
-                if stop.closer is not None:
-                    return False
-                stop.closer = caller.thread
+            if stop.closed:
+                return False
+            stop.closed = True
+            stop.closer = threading.current_thread()
             return True
 
     def _closed(self, stop: _Stop) -> None:
@@ -194,15 +200,12 @@ class Stopping:
 
     def _join_threads(self, stop: _Stop) -> bool:
         """Join every thread that has ended, or that a program has added; False where one is still running."""
-        me = threading.current_thread()
-        threads = self._threads.to_join()
-        if self._serving.background is not None:
-            threads.append(self._serving.background)
-        others = [thread for thread in threads if thread is not me and thread.ident is not None]
-        deadline = max(stop.until(), time.monotonic() + _TAIL)
-        for thread in others:
-            thread.join(max(0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in others)
+        ended, adopted = self._threads.to_join()
+        with self._registry.lock:
+            if stop.background is not None and all(turn.thread is not stop.background for turn in self._serving.turns):
+                ended.append(stop.background)
+        tail = time.monotonic() + _TAIL
+        return _join(ended, tail) & _join(adopted, stop.until())
 
     def _force(self, stop: _Stop) -> None:
         """Cut the connections that are left, but for those of handlers that wait for this very stop."""
@@ -292,3 +295,11 @@ def stack_of(thread: threading.Thread | None) -> tuple[str, ...]:
     """Format the lines where a thread is; empty where it is nowhere."""
     frame = thread and sys._current_frames().get(thread.ident or 0)
     return tuple(traceback.format_stack(frame)) if frame else ()
+
+
+def _join(threads: list[threading.Thread], deadline: float) -> bool:
+    """Join all threads but the calling one; False where one is still running at the deadline."""
+    others = [thread for thread in threads if thread is not threading.current_thread() and thread.ident is not None]
+    for thread in others:
+        thread.join(max(0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in others)

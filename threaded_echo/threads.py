@@ -153,10 +153,10 @@ class HandlerThreads:
         """Forget the threads that have returned."""
         self._ended = [thread for thread in self._ended if thread.is_alive()]
 
-    def to_join(self) -> list[threading.Thread]:
+    def to_join(self) -> tuple[list[threading.Thread], list[threading.Thread]]:
         """Copy which threads a stop has to join: those that have ended, and those that a program added."""
         with self._registry.lock:
-            return [*self._ended, *self._adopted]
+            return list(self._ended), list(self._adopted)
 
     # What existing programs and tests do with ``server._threads``, which socketserver makes a list of threads.
 
