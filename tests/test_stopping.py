@@ -419,6 +419,36 @@ def test_server_close_of_a_subclass_is_called_once(serve):
     assert len(calls) == 1
 
 
+def test_second_stop_leaves_the_closing_to_the_first(serve):
+    """While one is in the server's server_close, another waits for that."""
+    closing, asked = threading.Event(), threading.Event()
+    calls = []
+
+    class Server(ThreadedTCPServer):
+        """Takes its time to close, and notes who asks whether it is open."""
+
+        def server_close(self):
+            """Wait until the second has asked."""
+            calls.append(1)
+            closing.set()
+            wait_until(asked)
+            super().server_close()
+
+        def fileno(self):
+            """Note the second caller."""
+            number = super().fileno()
+            if closing.is_set():
+                asked.set()
+            return number
+
+    server = serve(Echo, Server)
+    with running(server.stop):
+        wait_until(closing)
+        assert server.stop().clean
+        assert server.fileno() < 0
+    assert calls == [1]
+
+
 def test_server_close_that_waits_for_its_clients_does_not_hang(serve):
     """A subclass's server_close that first joins what serves its clients finds them woken by the stop."""
     entered, done = threading.Event(), threading.Event()
@@ -532,4 +562,73 @@ def test_thread_added_by_a_program_is_joined_too(serve):
         report = server.stop(drain=0.01, force=0.01)
         assert report.clean, "its client has gone"
         release.set()
+    server.stop()
+
+
+def test_survivors_of_a_handlers_stop_do_not_include_itself(serve):
+    """The caller from inside is told of the others only."""
+    gate = Gate()
+    reports = []
+
+    class Handler(ClientHandler):
+        """Stops its server; the first client's handler never ends."""
+
+        def process(self, data: bytes) -> bytes:
+            """Stop, or wait at the gate."""
+            if data == b"stop":
+                reports.append(self.server.stop(drain=0.01, force=0.01))
+            else:
+                gate.entered.set()
+                wait_until(gate.release)
+            return b"done"
+
+    server = serve(Handler)
+    with connect(server) as first, connect(server) as second:
+        first.sendall(b"wait")
+        wait_until(gate.entered)
+        second.sendall(b"stop")
+        assert receive_all(second) == b"done"
+        gate.release.set()
+    [survivor] = reports[0].survivors
+    assert survivor.client.number == 1
+    server.stop()
+
+
+def test_handler_that_stops_is_not_cut_by_its_own_stop(serve):
+    """The force spares the connections of those who wait for it."""
+    sending = threading.Event()
+
+    class Handler(ClientHandler):
+        """Stops its server, or sends without end."""
+
+        def process(self, data: bytes) -> bytes:
+            """Stop, or flood."""
+            if data == b"stop":
+                return b"%d" % self.server.stop(drain=0.01).forced
+            while True:
+                self.send(b"x" * 100_000)
+                sending.set()
+
+    server = serve(Handler)
+    with connect(server) as first, connect(server) as second:
+        first.sendall(b"flood")
+        wait_until(sending)
+        second.sendall(b"stop")
+        assert receive_all(second) == b"1"
+
+
+def test_survivors_of_a_stop_in_the_serving_thread_are_reported(serve):
+    """A stop in a hook of the loop gives up as any other."""
+    gate = Gate()
+    reports = []
+
+    def service_actions(self):
+        if gate.entered.is_set() and not reports:
+            reports.append(self.stop(drain=0.01, force=0.01))
+
+    server = type("Server", (ThreadedTCPServer,), {"service_actions": service_actions})(LOOPBACK, gate.handler)
+    with connect(server):
+        server.serve_forever(poll_interval=0.001)
+        gate.release.set()
+    assert [survivor.client.number for survivor in reports[0].survivors] == [1]
     server.stop()

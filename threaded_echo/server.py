@@ -205,22 +205,30 @@ class ThreadedMixIn(_Base):
         """Run the handler; ahead of it, the TLS handshake of a listener that was wrapped."""
         registry = self._threaded_state.registry
         client = current_client()
+        enters = False
         if client is None or client.thread is None:  # not in one of the server's handler threads
             client = registry.find(request)
-            if client is not None and client.thread is None:
+            enters = client is not None and client.thread is None
+        try:
+            if client is not None and enters:
                 self._enter(client)
-                try:
-                    return self.finish_request(request, client_address)
-                finally:
-                    set_current_client(None)
-        if type(request) is not socket.socket:
-            if client is not None and client.is_taken_over() and registry.find(request) is None:
-                registry.follow(client, request)
-            try:
-                tls.shake_hands(request)
-            except OSError as error:
-                return logger.info("client %d: no TLS handshake: %s", client.number if client else 0, error)
-        super().finish_request(request, client_address)
+            if type(request) is socket.socket or self._shake_hands(request, client):
+                super().finish_request(request, client_address)
+        finally:
+            if enters:
+                set_current_client(None)
+
+    def _shake_hands(self, request: Any, client: Client | None) -> bool:
+        """Do a TLS handshake that is still to be done; False where it fails."""
+        registry = self._threaded_state.registry
+        if client is not None and client.is_taken_over() and registry.find(request) is None:
+            registry.follow(client, request)  # a subclass has wrapped it in this thread
+        try:
+            tls.shake_hands(request)
+        except OSError as error:
+            logger.info("client %d: no TLS handshake: %s", client.number if client else 0, error)
+            return False
+        return True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled, with its client's number. May be overridden.
@@ -387,7 +395,7 @@ if hasattr(socketserver, "ThreadingUnixStreamServer"):
 
         ``server_address`` is a path, which must not exist yet. Whoever chose it removes it, as with socketserver.
         """
-else:  # Windows
+else:  # pragma: no cover - Windows, which has no Unix sockets
     class ThreadedUnixStreamServer:  # type: ignore[no-redef]
         """Not on this platform: it has no Unix sockets."""
 

@@ -1,0 +1,130 @@
+"""The options: keywords, class attributes, instance attributes, and who wins."""
+from __future__ import annotations
+
+import http.server
+import math
+import socket
+import socketserver
+
+import pytest
+
+from threaded_echo import ThreadedMixIn, ThreadedTCPServer
+
+from .conftest import LOOPBACK
+from .tools import Echo, ask
+
+
+@pytest.mark.parametrize("options, error", [
+    ({"max_pigeons": 3}, TypeError),
+    ({"max_clients": 3}, TypeError),  # not there yet
+    ({"drain_timeout": "5"}, TypeError),
+    ({"drain_timeout": True}, TypeError),
+    ({"drain_timeout": None}, TypeError),
+    ({"force_timeout": -0.1}, ValueError),
+    ({"force_timeout": math.nan}, ValueError),
+    ({"force_timeout": math.inf}, ValueError),
+    ({"request_queue_size": 1.5}, TypeError),
+    ({"request_queue_size": True}, TypeError),
+    ({"request_queue_size": -1}, ValueError),
+    ({"reuse_threads": "no"}, TypeError),
+    ({"daemon_threads": 2}, TypeError),
+    ({"allow_reuse_address": "yes"}, TypeError),
+])
+def test_wrong_option_is_named(options, error):
+    """An unknown keyword or a wrong value is an error that names the option, and opens nothing."""
+    with pytest.raises(error, match=next(iter(options))):
+        ThreadedTCPServer(LOOPBACK, Echo, **options)
+
+
+def test_wrong_class_attribute_is_named():
+    """A class body is checked as it is defined."""
+    with pytest.raises(ValueError, match="drain_timeout"):
+        type("Server", (ThreadedTCPServer,), {"drain_timeout": -1})
+
+
+def test_wrong_instance_attribute_is_named_when_serving():
+    """What was set on the instance is checked before it serves."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        server.drain_timeout = "long"
+        with pytest.raises(TypeError, match="drain_timeout"):
+            server.start()
+        server.drain_timeout = 1
+
+
+def test_handler_that_cannot_be_called_is_an_error():
+    """The handler class is checked where it is given."""
+    with pytest.raises(TypeError, match="RequestHandlerClass"):
+        ThreadedTCPServer(LOOPBACK, "EchoHandler")
+
+
+def test_keywords_set_this_server_only():
+    """An option given as a keyword leaves the class alone."""
+    with ThreadedTCPServer(LOOPBACK, Echo, drain_timeout=1, force_timeout=2.5, reuse_threads=False,
+                           request_queue_size=7, daemon_threads=False, allow_reuse_address=False) as server:
+        assert (server.drain_timeout, server.force_timeout, server.reuse_threads) == (1, 2.5, False)
+        assert (server.request_queue_size, server.daemon_threads, server.allow_reuse_address) == (7, False, False)
+        assert not server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    assert (ThreadedTCPServer.drain_timeout, ThreadedTCPServer.request_queue_size) == (5.0, socket.SOMAXCONN)
+
+
+@pytest.mark.parametrize("base", [socketserver.TCPServer, socketserver.ThreadingTCPServer,
+                                  socketserver.ThreadingUDPServer])
+def test_defaults_win_over_those_of_socketserver(base):
+    """The mix-in brings its defaults to any class of socketserver's."""
+    server_class = type("Server", (ThreadedMixIn, base), {})
+    assert server_class.daemon_threads is True
+    assert server_class.request_queue_size == socket.SOMAXCONN
+    assert server_class.allow_reuse_address is True
+
+
+def test_class_of_the_program_wins_over_the_defaults():
+    """Above or below the mix-in, what the program's own class body sets counts."""
+    own = {"daemon_threads": False, "request_queue_size": 50, "drain_timeout": 1.0}
+    below = type("Server", (ThreadedMixIn, type("Existing", (socketserver.ThreadingTCPServer,), own)), {})
+    above = type("Server", (ThreadedMixIn, socketserver.ThreadingTCPServer), own)
+    for server_class in (below, above, type("Sub", (below,), {})):
+        assert (server_class.daemon_threads, server_class.request_queue_size) == (False, 50)
+        assert server_class.drain_timeout == 1.0
+    assert type("Server", (below,), {"request_queue_size": 3}).request_queue_size == 3
+    assert type("Server", (ThreadedMixIn, http.server.HTTPServer), {}).allow_reuse_address
+
+
+def test_members_of_an_existing_class_win():
+    """A class that has start, stop, clients or stats of its own keeps them, and is stopped all the same."""
+    class Existing(socketserver.ThreadingTCPServer):
+        """Has names that the mix-in has too."""
+
+        clients = "its clients"
+        stopping = False
+
+        def __init__(self, *arguments):
+            """Set one more on the instance."""
+            self.stats = {"mine": 1}
+            super().__init__(*arguments)
+
+        def start(self):
+            """Not the mix-in's."""
+            return "its start"
+
+        def stop(self):
+            """Not the mix-in's."""
+            return "its stop"
+
+    class Server(ThreadedMixIn, Existing):
+        """Upgraded."""
+
+    with Server(LOOPBACK, Echo) as server:
+        assert (server.start(), server.stop(), server.clients, server.stopping, server.stats) == (
+            "its start", "its stop", "its clients", False, {"mine": 1})
+        with server._threaded_state.registry.lock:
+            pass
+        server._threaded_state.serving.start(server.serve_forever)
+        assert ask(server) == b"ping\n"
+    assert server.fileno() < 0
+
+
+def test_instance_attributes_of_a_program_win():
+    """A program may set attributes of these names on its instance, before or after __init__."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        server.clients = server.stopping = []
+        assert server.clients == server.stopping == []
