@@ -514,6 +514,28 @@ def test_shutdown_drains_clients_of_handle_request():
             assert second.recv(1) == b"y", "a new request is served after a shutdown"
 
 
+def test_loop_on_handle_request_is_joined(serve):
+    """A serve_forever of the program's own that comes back during the stop is sent away, not served."""
+    between, release = threading.Event(), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Loops itself, and tarries between two requests."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Handle requests until a stop."""
+            self.handle_request()
+            between.set()
+            wait_until(release)
+            self.handle_request()
+
+    server = serve(Echo, Server)
+    with connect(server):
+        wait_until(between)
+        with running(server.stop):
+            wait_until(server.stopping)
+            release.set()
+
+
 def test_handle_request_in_another_thread_returns_at_a_stop():
     """A thread that waits in handle_request is woken like a loop."""
     server = ThreadedTCPServer(LOOPBACK, Echo)

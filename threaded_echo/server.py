@@ -116,7 +116,8 @@ class ThreadedMixIn(_Base):
         except OSError as error:  # out of descriptors
             return state.accept_errors.meet(error, self, state.stopping.event)
         try:
-            state.stopping.begin_serving(turn, self.fileno)
+            if not state.stopping.begin_serving(turn, self.fileno):
+                return
             state.serving.accepting()
             while not turn.stopped:
                 remaining = None if deadline is None else max(0, deadline - time.monotonic())

@@ -106,12 +106,14 @@ class Stopping:
         self.event = threading.Event()  # set when a stop begins; a new one when serving begins again
 
     def begin_serving(self, turn: Turn, fileno: Callable[[], int]) -> bool:
-        """Take a turn in serving, once a stop in progress is over; False where a shutdown has asked to end this one.
+        """Take a turn in serving, once a stop in progress is over; False where a stop has asked to end this one.
 
         Raises RuntimeError where the listening socket is closed, or another thread is serving.
         """
         with self._registry.lock:
             while self._current and all(caller.thread is not turn.thread for caller in self._current.callers):
+                if turn.thread is self._current.background:
+                    return False  # a loop on handle_request, which this stop is about to join
                 self._registry.changed.wait()  # a stop is bounded, and so is this
             if turn.forever and self._serving.ends_next:
                 self._serving.ends_next = False
