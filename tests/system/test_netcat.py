@@ -1,4 +1,8 @@
-"""The tutorial's session: real netcats against ``python -m threaded_echo``, run from the checkout."""
+"""The tutorial's session: real netcats against ``python -m threaded_echo``, run from the checkout.
+
+Debian's nc and ncat do not return when a server merely ends the stream: they also wait for the end of their own input.
+So a netcat that is to be there until the stop has an input that ends, which it is told not to pass on to the server.
+"""
 from __future__ import annotations
 
 import re
@@ -42,10 +46,15 @@ def say(process: Process, client: Process, number: int, message: str) -> None:
     assert next_line(client) == message
 
 
-def leave(process: Process, client: Process, number: int) -> None:
-    """End a client's input: its program returns, and its leaving is told."""
+def end_input(client: Process) -> None:
+    """End a client's input."""
     assert client.stdin is not None
     client.stdin.close()
+
+
+def leave(process: Process, client: Process, number: int) -> None:
+    """End the input of a client that passes that on: its program returns, and its leaving is told."""
+    end_input(client)
     assert client.wait(GUARD) == 0
     assert next_line(process) == f"client {number} disconnected"
 
@@ -67,12 +76,15 @@ def ended(process: Process, clients: dict[int, Process]) -> None:
 
 def converse(stack: ExitStack, process: Process, port: str) -> dict[int, Process]:
     """Have three netcats connect and talk, and the second leave; return those that stay, by number."""
-    clients = {number: join(stack, process, number, "nc", "-N", "127.0.0.1", port) for number in (1, 2, 3)}
+    options = {1: (), 2: ("-N",), 3: ()}  # -N: at the end of the input, end the stream too
+    clients = {number: join(stack, process, number, "nc", *more, "127.0.0.1", port) for number, more in options.items()}
     for number, client in clients.items():
         say(process, client, number, f"hello, I am netcat {number}")
     say(process, clients[1], 1, "a second message")
     leave(process, clients.pop(2), 2)
     say(process, clients[3], 3, "one of us has left")
+    for client in clients.values():
+        end_input(client)
     return clients
 
 
@@ -100,10 +112,11 @@ def test_ncats_until_a_signal_are_numbered_echoed_and_ended() -> None:
     """Nmap's netcat does as well: one leaves, one is there to the end."""
     with ExitStack() as stack:
         process, port = stack.enter_context(server())
-        stays = join(stack, process, 1, "ncat", "127.0.0.1", port)
+        stays = join(stack, process, 1, "ncat", "--no-shutdown", "127.0.0.1", port)
         leaves = join(stack, process, 2, "ncat", "127.0.0.1", port)
         say(process, stays, 1, "hello")
         say(process, leaves, 2, "hello, too")
         leave(process, leaves, 2)
+        end_input(stays)
         process.send_signal(signal.SIGINT)
         ended(process, {1: stays})

@@ -1,0 +1,105 @@
+"""A server that measures its own process when it is asked to: ``python -m tests.system.measured_server``.
+
+Prints its port; then reads a command a line, and answers each with a line of JSON. The end of its input stops it.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+from threaded_echo import ThreadedTCPServer
+
+from ..conftest import LOOPBACK
+from ..tools import GUARD, Echo
+
+
+class Log(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+        self.has_any = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.messages.append(record.getMessage())
+        self.has_any.set()
+
+
+class Program:
+    """The server, and the commands."""
+
+    def __init__(self) -> None:
+        self.log = Log()
+        logging.getLogger("threaded_echo").addHandler(self.log)
+        self.server = ThreadedTCPServer(LOOPBACK, Echo)
+        self.soft, self.hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def starve(self, left: float) -> None:
+        """Leave so many descriptors, and no more."""
+        listed = os.listdir("/proc/self/fd")
+        taken = {int(name) for name in listed if os.path.lexists(f"/proc/self/fd/{name}")}  # not the listing's own
+        limit = 0
+        while left > 0:
+            left -= limit not in taken
+            limit += 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, self.hard))
+
+    def feed(self) -> None:
+        """Have the descriptors back."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.soft, self.hard))
+
+    def complaint(self) -> str:
+        """Wait for the first message that is logged."""
+        assert self.log.has_any.wait(GUARD)
+        return self.log.messages[0]
+
+    def work(self, seconds: float) -> dict[str, float]:
+        """Measure how busy the process is."""
+        errors, used = self.server.stats().accept_errors, time.process_time()
+        time.sleep(seconds)
+        stats = self.server.stats()
+        return {"seconds of processor time": time.process_time() - used, "accept errors": stats.accept_errors - errors,
+                "accepted": stats.accepted, "messages": len(self.log.messages)}
+
+    def wakeups(self, seconds: float) -> dict[str, int]:
+        """Count how often the other threads run."""
+        before, now = -1, self._switches()
+        for _ in range(100):  # until the last of them waits
+            if before == now:
+                break
+            time.sleep(0.05)
+            before, now = now, self._switches()
+        time.sleep(seconds)
+        return {"wakeups": self._switches() - now, "threads": threading.active_count() - 1}
+
+    def _switches(self) -> int:
+        """Add up the context switches of all threads but this one."""
+        me, count = str(threading.get_native_id()), 0
+        for task in Path("/proc/self/task").iterdir():
+            if task.name != me:
+                for line in (task / "status").read_text().splitlines():
+                    name, _, value = line.partition(":")
+                    count += int(value) if name.endswith("voluntary_ctxt_switches") else 0
+        return count
+
+    def main(self) -> None:
+        """Serve, and obey, until the end of the input."""
+        with self.server.start():
+            print(self.server.server_address[1], flush=True)
+            for command in sys.stdin:
+                name, *seconds = command.split()
+                print(json.dumps(getattr(self, name)(*map(float, seconds))), flush=True)
+            report = self.server.stop()
+        print(json.dumps({"drained": report.drained, "forced": report.forced, "survivors": len(report.survivors)}))
+
+
+if __name__ == "__main__":
+    Program().main()

@@ -1,0 +1,170 @@
+"""Thousands of clients, more clients than descriptors, and clients that do nothing.
+
+The figures are printed: ``pytest -s tests/system/test_many_clients.py`` shows them.
+"""
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import subprocess
+import sysconfig
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from threaded_echo import Client, ThreadedTCPServer
+
+from ..conftest import LOOPBACK
+from ..tools import Echo, connect, receive, receive_all
+from .programs import last_lines, module, next_line, program, tell
+
+SPARE = 200  # descriptors for all that is no client
+GUARD = 120.0
+
+# Without the GIL, CPython 3.13 takes the longer to end a thread the more have ended (its allocator goes through what
+# they have left): 10,000 bare threads take 15 to 25 s, whoever starts them.
+MANY = 3_000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 10_000
+
+pytestmark = pytest.mark.usefixtures("soft_limit_is_restored")
+
+
+@pytest.fixture
+def soft_limit_is_restored() -> Iterator[None]:
+    """Put the limit of descriptors back to what it was."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def room_for(wanted: int) -> int:
+    """Raise the limit of descriptors, of this process and those it starts; return for how many clients it does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return needed - SPARE
+
+
+@pytest.mark.timeout(3 * GUARD)
+@pytest.mark.parametrize("wanted", [1_000, MANY])
+def test_stop_with_thousands_of_idle_clients_drains_and_joins_them_all(wanted: int) -> None:
+    """Every one of them ends by itself, its thread is joined, and every client sees its connection end."""
+    count, all_there = room_for(wanted), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Tells when all are there. Its time-out is a guard: how long a stop takes is told, not tested."""
+
+        drain_timeout = GUARD
+        here = 0
+        lock = threading.Lock()  # guards the count
+
+        def client_connected(self, client: Client) -> None:
+            """Count a client."""
+            with self.lock:
+                self.here += 1
+                if self.here == count:
+                    all_there.set()
+
+    threads = threading.active_count()
+    with Server(LOOPBACK, Echo).start() as server:
+        port = str(server.server_address[1])
+        with program(*module("tests.system.idle_clients", port, str(count))) as clients:
+            assert next_line(clients) == "connected"
+            assert all_there.wait(GUARD)
+            assert len(server.clients) == count
+            report = server.stop()
+            print(f"\n{count} idle clients: stopped and joined in {report.seconds:.3f} s")
+            assert (report.drained, report.forced, report.clean) == (count, 0, True)
+            assert threading.active_count() == threads
+            assert last_lines(clients) == [str(count)]
+            assert clients.wait(GUARD) == 0
+
+
+@contextmanager
+def measured_server() -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
+    """Run the server that measures itself; yields its process and its address."""
+    with program(*module("tests.system.measured_server")) as process:
+        yield process, (LOOPBACK[0], int(next_line(process)))
+
+
+def order(process: subprocess.Popen[str], command: str) -> Any:
+    """Have the server obey a command, and return its answer."""
+    tell(process, command)
+    return json.loads(next_line(process))
+
+
+def stop(process: subprocess.Popen[str]) -> Any:
+    """Have the server stop, and return its report."""
+    assert process.stdin is not None
+    process.stdin.close()
+    [report] = last_lines(process)
+    assert process.wait(GUARD) == 0
+    return json.loads(report)
+
+
+def say_hello(client: socket.socket) -> None:
+    """Send a message."""
+    client.sendall(b"hello")
+
+
+def hear_hello(client: socket.socket) -> None:
+    """Receive it again."""
+    assert receive(client, 5) == b"hello"
+
+
+def test_server_out_of_descriptors_waits_quietly_and_serves_everybody_later() -> None:
+    """Clients queue; the log has a line and the processor nothing to do; with descriptors back, each is served."""
+    with ExitStack() as stack:
+        process, address = stack.enter_context(measured_server())
+        order(process, "starve 10")
+        clients = [stack.enter_context(connect(address)) for _ in range(30)]
+        for client in clients:
+            say_hello(client)
+        assert "cannot accept" in order(process, "complaint")
+        work = order(process, "work 1")
+        print("\nout of descriptors for a second:", work)
+        assert work["accepted"] <= 10
+        assert 0 < work["accept errors"] < 200
+        assert work["messages"] <= 3
+        order(process, "feed")
+        for client in clients:
+            hear_hello(client)
+        assert stop(process) == {"drained": 30, "forced": 0, "survivors": 0}
+        assert all(receive_all(client) == b"" for client in clients)
+
+
+def test_descriptors_that_clients_give_back_serve_those_who_wait() -> None:
+    """When clients leave, those who wait get in, without anybody's help."""
+    with ExitStack() as stack:
+        process, address = stack.enter_context(measured_server())
+        order(process, "starve 10")
+        clients = [stack.enter_context(connect(address)) for _ in range(30)]
+        for client in clients:
+            say_hello(client)
+        assert "cannot accept" in order(process, "complaint")
+        for client in clients:  # the first ten are served by now, each of the others as one of those leaves
+            hear_hello(client)
+            client.close()
+        assert stop(process)["survivors"] == 0
+
+
+@pytest.mark.parametrize("count", [0, 100])
+def test_idle_server_is_never_woken(count: int) -> None:
+    """No thread of the server runs for two seconds in which nothing happens, however many clients are connected."""
+    with ExitStack() as stack:
+        process, address = stack.enter_context(measured_server())
+        clients = [stack.enter_context(connect(address)) for _ in range(count)]
+        for client in clients:
+            say_hello(client)
+            hear_hello(client)
+        idle = order(process, "wakeups 2")
+        print(f"\n{count} idle clients for two seconds:", idle)
+        assert idle["threads"] == count + 1
+        assert idle["wakeups"] <= 2
+        assert stop(process) == {"drained": count, "forced": 0, "survivors": 0}
