@@ -372,15 +372,25 @@ def test_shutdown_leaves_the_server_able_to_serve_again(serve):
         assert list(server.clients) == [2]
 
 
-def test_serving_again_waits_for_the_stop_in_progress(serve):
+def test_serving_again_waits_for_the_stop_in_progress(serve, monkeypatch):
     """A new start during a shutdown begins when that is over."""
     gate = Gate()
     server = serve(gate.handler)
+    changed = server._threaded_state.registry.changed
+    waits = threading.Event()
+
+    def wait(timeout=None, wait=changed.wait):
+        if timeout is None:  # a stop's own waits have one
+            waits.set()
+        return wait(timeout)
+
+    monkeypatch.setattr(changed, "wait", wait)
     with connect(server):
         wait_until(gate.entered)
         with running(server.shutdown):
             wait_until(server.stopping)
             with running(server.start):
+                wait_until(waits)
                 gate.release.set()
     assert not server.stopping.is_set()
 

@@ -1,6 +1,7 @@
 """Clients of every kind, while others are disconnected and the server is stopped and started anew."""
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import socket
@@ -22,9 +23,9 @@ SEED = 20240229
 SECONDS = 3.0
 CLIENT_THREADS = 6
 
-# An address of the servers' own: while none listens, nobody else's connection is given their port. The clients have
-# their own too, since a connection to an address from the same one might be given the very port that it is for.
-SERVER, CLIENT = (("127.0.3.1", 0), "127.0.3.2") if sys.platform == "linux" else (LOOPBACK, LOOPBACK[0])
+# An address of the servers' own: while none listens, nobody else's connection is given their port. Each client thread
+# has its own too: a connection to an address from the same one might be given the very port that it is for.
+ADDRESSES = "127.0.3.{}" if sys.platform == "linux" else LOOPBACK[0]
 
 
 class Chunks(ClientHandler):
@@ -40,6 +41,7 @@ class Load:
 
     def __init__(self, number: int, address: tuple[str, int], over: threading.Event) -> None:
         self.address = address
+        self.source = (ADDRESSES.format(number + 2), 0)
         self.over = over
         self.random = random.Random(SEED + number)
         self.done: Counter[str] = Counter()
@@ -50,15 +52,15 @@ class Load:
         while not self.over.is_set():
             kind = self.random.choice(kinds)
             try:
-                with socket.create_connection(self.address, GUARD, (CLIENT, 0)) as client:
+                with socket.create_connection(self.address, GUARD, self.source) as client:
                     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     kind(client)
-            except TimeoutError:  # the guard: somebody was forgotten
-                raise
             except ConnectionRefusedError:
                 self.done["refused"] += 1
                 self.over.wait(0.001)  # not to take the processor from who starts the next server
-            except OSError:  # the server was stopped, or has disconnected this client
+            except OSError as error:  # the server was stopped, or has disconnected this client
+                if not isinstance(error, ConnectionError) and error.errno != errno.ENOTCONN:
+                    raise  # the guard's, for example: somebody was forgotten
                 self.done["cut off"] += 1
             else:
                 self.done[kind.__name__] += 1
@@ -116,7 +118,7 @@ class Operator:
 
     def __init__(self) -> None:
         self.random = random.Random(SEED)
-        self.server = self.make(SERVER)
+        self.server = self.make((ADDRESSES.format(1), 0))
         self.done: Counter[str] = Counter()
         self.accepted = 0
 
