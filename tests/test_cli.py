@@ -498,8 +498,9 @@ def test_serving_loop_that_fails_is_an_exit_status(monkeypatch, capsys):
         with connect(address) as client:
             operator.line()
             monkeypatch.setattr(ThreadedTCPServer, "get_request", fail)
-            with connect(address):
-                assert receive_all(client) == b""
+            with suppress(ConnectionError), connect(address):  # it may be cut as soon as it is there
+                pass
+            assert receive_all(client) == b""
 
     status, lines = run(["--port", "0"], script)
     assert status == cli.FAILED == 1

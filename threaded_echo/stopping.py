@@ -207,7 +207,10 @@ class Stopping:
             if stop.background is not None and all(turn.thread is not stop.background for turn in self._serving.turns):
                 ended.append(stop.background)
         tail = time.monotonic() + _TAIL
-        return _join(ended, tail) & _join(adopted, stop.until())
+        joined = _join(ended, tail) & _join(adopted, stop.until())
+        with self._registry.lock:
+            self._threads.reap_locked()
+        return joined
 
     def _force(self, stop: _Stop) -> None:
         """Cut the connections that are left, but for those of handlers that wait for this very stop."""
@@ -250,7 +253,6 @@ class Stopping:
             if not stop.callers:
                 self._current = None
                 self._registry.awaited = -1
-                self._threads.reap_locked()
             self._registry.changed.notify_all()
 
     # What is waited for. All of these need the lock.
