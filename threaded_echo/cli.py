@@ -103,25 +103,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _obey_signals(server: _Server, events: _Events, serve: Callable[[], int]) -> int:
     """Call ``serve`` in a thread; a signal ends its waiting, and a second one cuts the connections at once."""
-    # A signal just ahead of a blocking call does not end that. So this thread, the only one that takes signals, waits
-    # for nothing but the byte that each of them writes.
+    # A signal just ahead of a blocking call does not end that, and its handler may run only after it. So this thread,
+    # the only one that takes signals, waits for nothing but the byte that each of them writes: its number.
     if threading.current_thread() is not threading.main_thread():
         return serve()
-    signals: list[int] = []
+    came = 0
     with ExitStack() as stack:
         waker, alarm = map(stack.enter_context, socket.socketpair())
         alarm.setblocking(False)
         stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False))
         for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, lambda number, _: signals.append(number)))
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         served = stack.enter_context(ThreadPoolExecutor(1, "threaded_echo")).submit(serve)
         served.add_done_callback(lambda _: alarm.send(b"\0"))
         while not served.done():
-            waker.recv(1)  # which may be another signal's, or that of a forked process
-            if signals:
+            if waker.recv(1)[0] not in (signal.SIGINT, signal.SIGTERM):  # the end, or a signal of somebody else's
+                continue
+            came += 1
+            if came == 1:
                 events.put(None)
-            if signals[1:]:
-                del signals[1:]
+            else:
                 server.stopping.wait()  # for what follows to shorten that stop, and not to be one of its own
                 server.stop(drain=0)
         return served.result()

@@ -71,24 +71,24 @@ class Program:
 
     def wakeups(self, seconds: float) -> dict[str, int]:
         """Count how often the other threads run."""
-        before, now = -1, self._switches()
-        for _ in range(100):  # until the last of them waits
-            if before == now:
-                break
+        deadline = time.monotonic() + GUARD
+        before, (now, all_wait) = -1, self._switches()
+        while not (all_wait and before == now) and time.monotonic() < deadline:  # the last of them is still on its way
             time.sleep(0.05)
-            before, now = now, self._switches()
+            before, (now, all_wait) = now, self._switches()
         time.sleep(seconds)
-        return {"wakeups": self._switches() - now, "threads": threading.active_count() - 1}
+        return {"wakeups": self._switches()[0] - now, "threads": threading.active_count() - 1}
 
-    def _switches(self) -> int:
-        """Add up the context switches of all threads but this one."""
-        me, count = str(threading.get_native_id()), 0
+    def _switches(self) -> tuple[int, bool]:
+        """Add up the context switches of all threads but this one, and tell whether all of those wait."""
+        me, count, all_wait = str(threading.get_native_id()), 0, True
         for task in Path("/proc/self/task").iterdir():
             if task.name != me:
-                for line in (task / "status").read_text().splitlines():
-                    name, _, value = line.partition(":")
-                    count += int(value) if name.endswith("voluntary_ctxt_switches") else 0
-        return count
+                lines = (task / "status").read_text().splitlines()
+                status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+                all_wait &= status["State"][0] == "S"
+                count += int(status["voluntary_ctxt_switches"][0]) + int(status["nonvoluntary_ctxt_switches"][0])
+        return count, all_wait
 
     def main(self) -> None:
         """Serve, and obey, until the end of the input."""
