@@ -260,3 +260,41 @@ def test_sends_of_several_threads_never_interleave(serve):
             data = receive(client, 3_000_000)
     blocks = {data[start:start + 100_000] for start in range(0, len(data), 100_000)}
     assert blocks == {letter * 100_000 for letter in (b"h", b"a", b"b")}
+
+
+def test_large_chunks_follow_a_full_one(serve):
+    """A client that sends much is read in larger pieces, and in small ones again afterwards."""
+    sizes = []
+
+    class Handler(ClientHandler):
+        """Notes what is asked for."""
+
+        def setup(self):
+            """Watch the connection."""
+            request = self.request
+
+            class Watched:
+                """Notes what is asked for."""
+
+                def recv(self, size):
+                    """Receive."""
+                    sizes.append(size)
+                    return request.recv(size)
+
+            self.request = Watched()
+
+        def process(self, data):
+            """Echo."""
+            return data
+
+    server = serve(Handler)
+    with connect(server) as client:
+        client.sendall(b"x" * 16384)
+        assert receive(client, 16384) == b"x" * 16384
+        while 262144 not in sizes:
+            client.sendall(b"x" * 16384)
+            assert receive(client, 16384) == b"x" * 16384
+        client.sendall(b"y")
+        assert receive(client, 1) == b"y"
+    server.stop()
+    assert set(sizes) == {16384, 262144} and sizes[-1] == 16384

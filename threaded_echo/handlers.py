@@ -15,8 +15,9 @@ from .threads import current_client
 
 logger = logging.getLogger("threaded_echo")
 
-_CHUNK = 16384
-"""Bytes to ask for at once. `recv` allocates them all, and above this an allocation costs more than it saves."""
+_CHUNK, _LARGE_CHUNK = 16384, 262144
+"""Bytes to ask for at once, and after a chunk that was full. `recv` allocates them all: for small messages a large
+buffer costs more than it saves, and large ones are worth a large buffer."""
 
 _TOGETHER = 0.001  # seconds that a reply may wait for those to the lines that came together with its own
 
@@ -58,7 +59,9 @@ class ClientHandler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         """Process each chunk until the client ends its stream, or a stop does."""
         receive, process, send = self.request.recv, self.process, self.send
-        while data := receive(_CHUNK):
+        size = _CHUNK
+        while data := receive(size):
+            size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
             reply = process(data)
             if reply:
                 send(reply)
@@ -126,8 +129,9 @@ class LineHandler(ClientHandler):
         """Yield the lines of each chunk, without their ends."""
         receive, limit = self.request.recv, self.max_line
         rest: list[bytes] = []  # the pieces of a line whose end has not come yet
-        length = 0
-        while data := receive(_CHUNK):
+        length, size = 0, _CHUNK
+        while data := receive(size):
+            size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
             lines = data.split(b"\n")
             tail = lines.pop()
             if lines:
