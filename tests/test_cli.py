@@ -412,7 +412,7 @@ def test_second_signal_cuts_the_connections(named):
             while operator.line():
                 pass
 
-    arguments = ["--port", "0", "--drain-timeout", "100000", "--handler", named(Blocked)]
+    arguments = ["--port", "0", "--drain-timeout", "300", "--handler", named(Blocked)]
     status, lines = run(arguments, script)
     assert status == cli.OK
     assert re.fullmatch(STOPPED.format(0, 1, 0), lines[-1])
@@ -433,7 +433,7 @@ def test_events_other_than_signals_do_not_hasten_the_stop(named):
             gate.release.set()
             assert receive_all(client) == b"the answer"
 
-    assert run(["--port", "0", "--drain-timeout", "100000", "--handler", named(gate.handler)], script)[0] == cli.OK
+    assert run(["--port", "0", "--drain-timeout", "300", "--handler", named(gate.handler)], script)[0] == cli.OK
 
 
 def test_signal_that_is_not_its_own_stops_nothing():

@@ -362,3 +362,67 @@ def test_statistics_of_a_server_that_has_not_served():
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         stats = server.stats()
         assert (stats.accepted, stats.bytes_received, stats.seconds_up) == (0, 0, 0.0)
+
+
+class Wrapper:
+    """A connection that is no socket, as some TLS libraries have it."""
+
+    def __init__(self, connection):
+        self._connection = connection
+
+    def fileno(self):
+        """Return the descriptor."""
+        return self._connection.fileno()
+
+
+def test_connection_that_is_no_socket_is_woken_and_released(pair, monkeypatch):
+    """It needs a descriptor, and nothing else of a socket."""
+    outer, client = pair
+    request = client.request
+    client.follow(Wrapper(request))
+    assert client.traffic() is None and client.is_lost()
+    client.wake()
+    assert request.recv(1) == b""
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "dup", lambda number: (_ for _ in ()).throw(OSError(24, "")))
+        client.wake()
+    client.release()
+
+
+def test_descriptor_that_a_file_has_taken_over_is_left_alone(pair, tmp_path):
+    """The handler has closed its socket, and its descriptor is a file's."""
+    outer, client = pair
+    number = client.request.fileno()
+    with open(tmp_path / "file", "w") as file:
+        client.request.close()
+        os.dup2(file.fileno(), number)
+        client.wake()
+        os.write(number, b"still there")
+        os.close(number)
+    assert (tmp_path / "file").read_text() == "still there"
+    client.release()
+
+
+def test_unix_descriptor_that_another_client_has_is_left_alone():
+    """Unnamed peers all look alike: a client whose handler has closed it is not looked for."""
+    request, outer = socket.socketpair()
+    innocent, other = socket.socketpair()
+    with outer, innocent, other:
+        client = Client(request, "", threading.Event())
+        number = request.fileno()
+        request.close()
+        os.dup2(innocent.fileno(), number)
+        client.disconnect()
+        os.close(number)
+        other.sendall(b"still there")
+        assert innocent.recv(100) == b"still there"
+        client.release()
+
+
+def test_release_does_not_wait_for_a_send_into_a_closed_socket(pair):
+    """The handler has closed its own socket while another thread was sending: nothing would end that wait."""
+    outer, client = pair
+    with client._sending:  # another thread's
+        client.request.close()
+        client.release()
+    assert client.state == "gone"

@@ -393,3 +393,84 @@ def test_finish_request_of_a_subclass_is_called_once(serve):
         assert ask(server) == b"ping\n"
         server.stop()
     assert len(calls) == 1
+
+
+def test_exit_in_a_hook_of_the_handlers_thread_closes_the_client(serve, monkeypatch):
+    """SystemExit in client_connected goes to the excepthook, and the client is closed and forgotten."""
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_type))
+
+    def leave(self, client):
+        raise SystemExit
+
+    server = serve(Echo, subclass(client_connected=leave))
+    with connect(server) as client:
+        assert receive_all(client) == b""
+    assert server.stop().clean and seen == [SystemExit]
+
+
+def test_server_in_a_handler_of_another_keeps_the_clients_apart(serve):
+    """A handler that serves one request of a server of its own still has its client, and can stop its server."""
+    reports = []
+
+    class Outer(socketserver.BaseRequestHandler):
+        """Opens a server for one more connection."""
+
+        def handle(self):
+            """Serve it, and stop both servers."""
+            mine = current_client()
+            with ThreadedTCPServer(LOOPBACK, Echo) as inner:
+                with connect(inner) as client:
+                    inner.handle_request()
+                    client.sendall(b"x")
+                    assert client.recv(1) == b"x"
+                    assert inner.stop().drained == 1
+                try:
+                    raise ZeroDivisionError
+                except ZeroDivisionError:
+                    inner.handle_error(None, "nowhere")
+            assert current_client() is mine and not mine.failed
+            reports.append(self.server.stop(drain=30))
+
+    server = serve(Outer)
+    with connect(server) as client:
+        assert receive_all(client) == b""
+    assert server.stop().clean and server.stats().failed == 0
+    assert reports[0].clean and reports[0].forced == 0
+
+
+def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serve, monkeypatch):
+    """As on platforms without accept4: the listener does not block while serving, its clients do."""
+    monkeypatch.setattr("threaded_echo.server._INHERITS_BLOCKING", True)
+
+    class Server(ThreadedTCPServer):
+        """Accepts as those platforms do."""
+
+        def get_request(self):
+            """Accept."""
+            request, address = super().get_request()
+            assert request.getblocking()
+            return request, address
+
+    assert ask(serve(Echo, Server)) == b"ping\n"
+
+
+def test_get_request_below_the_mixin_is_used_for_tls_listeners_too(serve):
+    """class Server(ThreadedMixIn, Existing), where Existing accepts in its own way."""
+    from .transport.test_tls import TLSServer, connect_tls
+    accepted = []
+
+    class Existing(socketserver.ThreadingTCPServer):
+        """Counts."""
+
+        def get_request(self):
+            """Accept, handshake and all."""
+            found = super().get_request()
+            accepted.append(found)
+            return found
+
+    server_class = type("Server", (ThreadedMixIn, Existing), {"server_activate": TLSServer.server_activate})
+    server = server_class(LOOPBACK, Echo)
+    with server.start(), connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x" and len(accepted) == 1

@@ -134,7 +134,8 @@ def test_back_off_ends_with_a_stop(serve, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [ConnectionAbortedError(errno.ECONNABORTED, ""), out_of("EPROTO"), out_of("EPERM"),
-                                   ssl.SSLError(1, "no shared cipher"), ConnectionResetError()])
+                                   ssl.SSLError(1, "no shared cipher"), ConnectionResetError(),
+                                   OSError("turned away"), socket.gaierror(-2, "Name or service not known")])
 def test_connection_gone_before_its_accept_changes_nothing(serve, caplog, monkeypatch, error):
     """The loop goes on, and counts it."""
     monkeypatch.setattr(FailingOnce, "errors", [error])

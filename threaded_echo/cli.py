@@ -49,8 +49,7 @@ class _Server(ThreadedMixIn):
         self.loop_ended(None)
 
     def client_connected(self, client: Client) -> None:
-        origin = f" from {show_address(client.address)}" if isinstance(client.address, tuple) else ""
-        logger.info("client %d connected%s", client.number, origin)
+        logger.info("client %d connected%s", client.number, client.address and f" from {show_address(client.address)}")
 
     def client_disconnected(self, client: Client) -> None:
         logger.info("client %d disconnected", client.number)
@@ -111,20 +110,22 @@ def _obey_signals(server: _Server, events: _Events, serve: Callable[[], int]) ->
     with ExitStack() as stack:
         waker, alarm = map(stack.enter_context, socket.socketpair())
         alarm.setblocking(False)
-        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        # A forked process must not write here as well, and can be terminated; a terminal's key is the server's to obey.
+        forked = stack.enter_context(ExitStack())
+        getattr(os, "register_at_fork", lambda **_: None)(after_in_child=forked.close)
+        forked.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(alarm.fileno(), warn_on_full_buffer=False))
+        for number, undo in ((signal.SIGINT, stack), (signal.SIGTERM, forked)):
+            undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         served = stack.enter_context(ThreadPoolExecutor(1, "threaded_echo")).submit(serve)
         served.add_done_callback(lambda _: alarm.send(b"\0"))
         while not served.done():
-            if waker.recv(1)[0] not in (signal.SIGINT, signal.SIGTERM):  # the end, or a signal of somebody else's
-                continue
-            came += 1
-            if came == 1:
+            if waker.recv(1)[0] in (signal.SIGINT, signal.SIGTERM):  # not the end, nor a signal of somebody else's
                 events.put(None)
-            else:
-                server.stopping.wait()  # for what follows to shorten that stop, and not to be one of its own
-                server.stop(drain=0)
+                came += 1
+                if came > 1:
+                    # For what follows to shorten that stop; not for ever, since that may be stuck in its output.
+                    server.stopping.wait(1)
+                    server.stop(drain=0)
         return served.result()
 
 
@@ -217,8 +218,7 @@ def show_address(address: Any) -> str:
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds. Raises ValueError; argparse then names this function."""
-    check_seconds("it", number := float(text))
+    check_seconds("it", number := float(text))  # its ValueError is argparse's, which names this function
     return number
 
 

@@ -15,9 +15,9 @@ from .threads import current_client
 
 logger = logging.getLogger("threaded_echo")
 
-_CHUNK, _LARGE_CHUNK = 16384, 262144
+_CHUNK, _LARGE_CHUNK = 16384, 65536
 """Bytes to ask for at once, and after a chunk that was full. `recv` allocates them all: for small messages a large
-buffer costs more than it saves, and large ones are worth a large buffer."""
+buffer costs more than it saves, and above 128 KiB the C library maps each one anew."""
 
 _TOGETHER = 0.001  # seconds that a reply may wait for those to the lines that came together with its own
 
@@ -95,19 +95,21 @@ class LineHandler(ClientHandler):
         self._replies: list[bytes] = []
         process, replies = self.process, self._replies
         for lines in self._receive_lines():
+            oldest = 0.0  # when the first of the waiting replies was made
             try:
-                oldest = 0.0  # when the first of the waiting replies was made
                 for line in lines:
                     reply = process(line)
                     if reply is not None:
-                        now = time.monotonic()
                         if not replies:
-                            oldest = now
+                            oldest = time.monotonic()
                         replies.append(reply + b"\n")
-                        if now - oldest > _TOGETHER:
-                            self._flush()
-            finally:
-                self._flush()
+                    if replies and time.monotonic() - oldest > _TOGETHER:
+                        self._flush()
+            except BaseException:
+                with suppress(OSError):  # the handler's own error is the one to tell
+                    self._flush()
+                raise
+            self._flush()
 
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like) to the client, after the replies that are ready.

@@ -5,8 +5,8 @@ Guarantees:
 - A number is given once: 1, 2, 3 … in the order of accepting.
 - A client is in the registry from its accept until its connection is about to be closed, so that whoever sees the
   connection end finds it gone from the registry too.
-- Nobody but the handler's thread closes a client's connection, and nothing that other threads do to a connection can
-  reach another one that was given the same descriptor (see `Client._shut` and `Client.release`).
+- A client's connection is closed by the thread that serves or has refused it, and nothing that other threads do to a
+  connection can reach another one that was given the same descriptor (see `Client._shut` and `Client.release`).
 - Adding, finding and removing cost the same with one client and with ten thousand.
 
 Order of locks: a client's ``_sending`` before its ``_lock``. The server's lock (`HandlerRegistry.lock`) is never held
@@ -14,6 +14,7 @@ together with either.
 """
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -34,13 +35,14 @@ class Client:
     client has gone.
     """
 
-    __slots__ = ("number", "address", "thread", "stopping", "failed", "refused", "announced", "pooled",
+    __slots__ = ("number", "address", "registry", "thread", "stopping", "failed", "refused", "announced", "pooled",
                  "_request", "_accepted_request", "_descriptor", "_lock", "_sending", "_cut",
                  "_accepted", "_accepted_at", "_ended", "_final")
 
     def __init__(self, request: Any, address: Any, stopping: threading.Event) -> None:
         self.number = 0
         self.address = address
+        self.registry: HandlerRegistry | None = None  # of the server that has numbered it
         self.thread: threading.Thread | None = None
         # The event of the serving that accepted it: a survivor of a stop goes on seeing that stop.
         self.stopping = stopping
@@ -48,7 +50,8 @@ class Client:
         self.refused = False
         self.announced = False  # client_connected has been called
         self.pooled = False  # served by one of the server's own handler threads
-        self._lock = threading.Lock()  # guards _descriptor, _final and _cut
+        # Guards _descriptor, _final and _cut. Re-entrant for the same reason as the server's.
+        self._lock = threading.RLock()
         self._sending = threading.Lock()  # held during one whole send
         self._cut = False
         self._final: Traffic | None = None
@@ -150,16 +153,24 @@ class Client:
             if descriptor < 0:
                 return
             try:
-                duplicate = socket.socket(fileno=socket.dup(descriptor))
+                number = socket.dup(descriptor)
             except OSError:  # out of descriptors, or closed by the handler
-                with suppress(OSError):
-                    # Not an SSLSocket's own shutdown, which would drop its TLS first: a later send would be in clear.
-                    socket.socket.shutdown(request, how)
+                if isinstance(request, socket.socket):
+                    with suppress(OSError):
+                        # Not an SSLSocket's own shutdown, which would drop its TLS first: a later send would be in
+                        # clear.
+                        socket.socket.shutdown(request, how)
                 return
+        try:
+            duplicate = socket.socket(fileno=number)
+        except OSError:  # the handler has closed it, and its descriptor is a file's now
+            os.close(number)
+            return
         with duplicate, suppress(OSError):  # an error here: the peer has gone already
             # A request that still has its descriptor had it when it was duplicated. One without was closed or
             # detached by its handler; in the second case the descriptor still leads to the same peer.
-            if request.fileno() == descriptor or duplicate.getpeername() == self.address:
+            # (An unnamed Unix peer is like any other, and is not looked for.)
+            if request.fileno() == descriptor or self.address and duplicate.getpeername() == self.address:
                 duplicate.shutdown(how)
 
     def follow(self, request: Any) -> None:
@@ -182,7 +193,7 @@ class Client:
             try:
                 # Of a Unix socket it tells nothing, and its name is mostly empty: then an error is the client's.
                 return not self._request.getpeername()
-            except OSError:
+            except (OSError, AttributeError):  # AttributeError: a request that is no socket
                 return True
 
     def release(self) -> None:
@@ -193,18 +204,24 @@ class Client:
         if not self._sending.acquire(blocking=False):
             # Another thread is in the middle of a send, perhaps for ever: make it fail. Were its descriptor closed
             # under it, it might go on in another client's connection.
+            if self.is_taken_over():
+                self._end()  # closed by its handler: the send holds nothing, and nothing would end it
+                return
             self._shut(socket.SHUT_RDWR)
             self._sending.acquire()
         try:
-            with self._lock:
-                if self._ended is None:
-                    if self._descriptor >= 0 and self._final is None:
-                        self._final = read_traffic(self._request)
-                    self._descriptor = -1
-                    self._ended = time.monotonic()
-                    self._request = self.thread = None
+            self._end()
         finally:
             self._sending.release()
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._ended is None:
+                if self._descriptor >= 0 and self._final is None:
+                    self._final = read_traffic(self._request)
+                self._descriptor = -1
+                self._ended = time.monotonic()
+                self._request = self.thread = None
 
 
 def _descriptor_of(request: Any) -> int:
@@ -236,6 +253,7 @@ class HandlerRegistry:
     def add(self, client: Client) -> None:
         """Number an accepted client, and list it."""
         live = self.live
+        client.registry = self
         with self.lock:
             self.accepted += 1
             client.number = self.accepted

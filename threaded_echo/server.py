@@ -28,6 +28,9 @@ from .transport import tls
 
 logger = logging.getLogger("threaded_echo")
 
+# Where accept4(2) is missing (macOS, Windows), an accepted connection does not block if its listener does not.
+_INHERITS_BLOCKING = not hasattr(socket, "SOCK_NONBLOCK")
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -134,9 +137,14 @@ class ThreadedMixIn(_Base):
         """Accept a connection; on a listener that was wrapped in TLS, without its handshake."""
         if type(self.socket) is not socket.socket:
             listener = tls.as_tls(self.socket)
-            if listener is not None:
+            # Not past a get_request that a class below the mix-in has of its own.
+            below = getattr(super().get_request, "__func__", None)
+            if listener is not None and below is socketserver.TCPServer.get_request:
                 return tls.accept(listener)
-        return super().get_request()
+        request, address = super().get_request()
+        if _INHERITS_BLOCKING and request.gettimeout() is None:
+            request.setblocking(True)
+        return request, address
 
     def _handle_request_noblock(self) -> None:
         """Accept a connection that is ready, number its client and start its handler."""
@@ -146,6 +154,7 @@ class ThreadedMixIn(_Base):
         except OSError as error:
             return state.accept_errors.meet(error, self, state.stopping.event)
         client = Client(request, client_address, state.stopping.event)
+        before = current_client()
         set_current_client(client)  # until process_request returns: a stop in here must not wait for it
         try:
             state.registry.add(client)
@@ -165,7 +174,7 @@ class ThreadedMixIn(_Base):
             self.shutdown_request(client.request or request)
             raise
         finally:
-            set_current_client(None)
+            set_current_client(before)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a client in a handler thread. Raises what `threading.Thread.start` does."""
@@ -184,10 +193,15 @@ class ThreadedMixIn(_Base):
     def _serve_client(self, client: Client) -> None:
         """Serve one client, in its handler thread."""
         client.pooled = True
-        self._enter(client)
+        request = client.request
+        entered = False
         try:
-            self.process_request_thread(client.request, client.address)
+            self._enter(client)
+            entered = True
+            self.process_request_thread(request, client.address)
         finally:
+            if not entered:  # a hook has raised what is not for us
+                self.shutdown_request(request)
             if self._threaded_state.registry.remove(client):  # an override has left the closing to nobody
                 self._leave(client)
             set_current_client(None)
@@ -205,7 +219,7 @@ class ThreadedMixIn(_Base):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Run the handler; ahead of it, the TLS handshake of a listener that was wrapped."""
         registry = self._threaded_state.registry
-        client = current_client()
+        client = before = current_client()
         enters = False
         if client is None or client.thread is None:  # not in one of the server's handler threads
             client = registry.find(request)
@@ -217,7 +231,7 @@ class ThreadedMixIn(_Base):
                 super().finish_request(request, client_address)
         finally:
             if enters:
-                set_current_client(None)
+                set_current_client(before)
 
     def _shake_hands(self, request: Any, client: Client | None) -> bool:
         """Do a TLS handshake that is still to be done; False where it fails."""
@@ -294,7 +308,10 @@ class ThreadedMixIn(_Base):
 
     def _judge(self, request: Any, error: BaseException | None) -> Client | None:
         """Count the client as failed, unless ``error`` comes of its going away; return it."""
-        client = self._threaded_state.registry.find(request) or current_client()
+        registry = self._threaded_state.registry
+        client = registry.find(request) or current_client()
+        if client is not None and client.registry is not registry:
+            client = None  # of another server, in whose handler this one runs
         gone = isinstance(error, ConnectionError) or error is not None and tls.is_tls_error(error)
         if client is not None and not (gone and client.is_lost()):
             client.failed = True

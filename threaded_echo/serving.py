@@ -231,6 +231,9 @@ class AcceptErrors:
             stopping.wait(BACK_OFF)
         elif isinstance(error, ConnectionError) or error.errno in _GONE or tls.is_tls_error(error):
             logger.debug("a connection was gone before it was accepted: %s", error)
+        elif error.errno is None or error.errno < 0:
+            # Not the system's: a program's get_request turns a connection away, as socketserver lets it.
+            logger.debug("a connection was turned away by get_request: %s", error)
         else:
             logger.error("accepting clients has failed, the serving loop ends: %s", error)
             raise error

@@ -6,7 +6,8 @@ Guarantees:
 - Every caller goes through the same steps; each step is done once, by whoever comes to it first.
 - A caller from *inside* (a handler's thread, the serving thread) waits for nobody who may be waiting for it: not for
   itself, nor for the other callers from inside. A caller from outside waits for them all.
-- A stop takes at most its drain and force time-outs, and whatever a program's own hooks take.
+- A stop takes at most its drain and force time-outs, a moment for threads that only have to return (`_TAIL`), and
+  whatever a program's own hooks take.
 - A client that is accepted while a stop is in progress is woken as it is listed.
 """
 from __future__ import annotations
@@ -59,10 +60,10 @@ class StopReport:
 class _Caller:
     """One thread's call for a stop."""
 
-    def __init__(self, inside: bool) -> None:
+    def __init__(self, client: Client | None, inside: bool) -> None:
         self.thread = threading.current_thread()
-        self.client = current_client()
-        self.inside = inside or self.client is not None
+        self.client = client  # the one that it serves
+        self.inside = inside
 
 
 class _Stop:
@@ -77,8 +78,8 @@ class _Stop:
         self.background = background  # the thread of start(); a later start() may already wait for this stop to end
         self.drained = 0
         self.callers: list[_Caller] = []
-        self.closer: threading.Thread | None = None  # who is in the server's server_close, for all
-        self.closed = False  # somebody is or was
+        self.claimed: set[str] = set()  # the closing steps that somebody has taken on, for all
+        self.closers: list[threading.Thread] = []  # who is in one
         self.reports: dict[bool, StopReport] = {}  # by whether it is for a caller from inside
 
     def hasten(self, drain: float | None, force: float | None) -> None:
@@ -136,17 +137,18 @@ class Stopping:
         ``remember``: where there is no loop to end, end the next one. ``is_open``: call ``close`` only where this says
         so, and no other caller of this stop has.
         """
-        stop, caller = self._join(defaults, drain, force, remember)
+        stop, caller, begins = self._join(defaults, drain, force, remember)
         try:
+            if begins:
+                self._wake()
             self._wait(stop, caller, self._turns_over)
-            if close is not None:
-                if is_open is None:
+            # Twice in one stop there is something to close: what stop() calls, and the listening socket itself.
+            step = "listener" if is_open is None else "server"
+            if close is not None and (is_open is None or is_open()) and self._claim(stop, step):
+                try:
                     close()
-                elif is_open() and self._claim_closing(stop):
-                    try:
-                        close()
-                    finally:
-                        self._closed(stop)
+                finally:
+                    self._release(stop)
             if not (self._wait(stop, caller, self._quiet) and self._join_threads(stop)):
                 self._force(stop)
                 self._wait(stop, caller, self._quiet)
@@ -158,13 +160,16 @@ class Stopping:
     # The steps, in their order.
 
     def _join(self, defaults: tuple[float, float], drain: float | None, force: float | None,
-              remember: bool) -> tuple[_Stop, _Caller]:
-        """Join the stop in progress, or begin one: no more accepting, and wake everybody."""
+              remember: bool) -> tuple[_Stop, _Caller, bool]:
+        """Join the stop in progress, or begin one, as the third value tells: no more accepting."""
         me = threading.current_thread()
         registry = self._registry
         with registry.lock:
+            client = current_client()
+            if client is not None and client.registry is not registry:
+                client = None  # of another server, in whose handler this one runs
             serves = me is self._serving.background or any(turn.thread is me for turn in self._serving.turns)
-            caller = _Caller(inside=serves)
+            caller = _Caller(client, serves or client is not None or me in self._threads.running)
             stop, begins = self._current, self._current is None
             if stop is None:
                 if remember and not self._serving.in_loop_locked():
@@ -180,24 +185,27 @@ class Stopping:
             stop.callers.append(caller)
             registry.awaited = len(stop.callers)
             self._serving.wake_locked()
-            clients = list(registry.live.values()) if begins else []
-        self.event.set()
-        for client in clients:
-            client.wake()
-        return stop, caller
+        return stop, caller, begins
 
-    def _claim_closing(self, stop: _Stop) -> bool:
-        """Decide who calls the server's ``server_close`` for all: True to the first."""
+    def _wake(self) -> None:
+        """Tell the handlers that wait for the stop, and those that wait for their clients."""
+        self.event.set()
+        for client in self._registry.snapshot().values():  # who comes later is woken as it comes
+            client.wake()
+
+    def _claim(self, stop: _Stop, step: str) -> bool:
+        """Decide who closes, for all: True to the first."""
         with self._registry.lock:
-            if stop.closed:
+            if step in stop.claimed:
                 return False
-            stop.closed = True
-            stop.closer = threading.current_thread()
+            stop.claimed.add(step)
+            stop.closers.append(threading.current_thread())
             return True
 
-    def _closed(self, stop: _Stop) -> None:
+    def _release(self, stop: _Stop) -> None:
+        """Tell that a closing is done."""
         with self._registry.lock:
-            stop.closer = None
+            stop.closers.remove(threading.current_thread())
             self._registry.changed.notify_all()
 
     def _join_threads(self, stop: _Stop) -> bool:
@@ -227,23 +235,26 @@ class Stopping:
     def _report(self, stop: _Stop, caller: _Caller) -> StopReport:
         """Say what the stop has done; log who is still running, once."""
         with self._registry.lock:
-            if caller.inside not in stop.reports:
-                ended = self._registry.finished - stop.finished_before
-                drained = ended if stop.force_until is None else stop.drained
-                survivors = () if self._quiet(stop, caller) else self._survivors(stop, caller)
-                stop.reports[caller.inside] = StopReport(drained, ended - drained, survivors,
-                                                         time.monotonic() - stop.started)
-                tell = len(stop.reports) == 1
-            else:
-                tell = False
-            report = stop.reports[caller.inside]
-            turns = [turn for turn in self._serving.turns if turn.thread is not caller.thread] if tell else []
-        if tell and report.survivors:
+            report = stop.reports.get(caller.inside)
+            if report is not None:
+                return report
+            ended = self._registry.finished - stop.finished_before
+            drained = ended if stop.force_until is None else stop.drained
+            left = {} if self._quiet(stop, caller) else self._left(stop, caller)
+            hanging = [turn.thread for turn in self._serving.turns if turn.thread is not caller.thread]
+        stacks = stacks_of([*left.values(), *hanging])
+        survivors = tuple(Survivor(client, stacks.get(thread, ()) if thread else ())
+                          for client, thread in sorted(left.items(), key=lambda item: item[0].number))
+        report = StopReport(drained, ended - drained, survivors, time.monotonic() - stop.started)
+        with self._registry.lock:
+            tell = not stop.reports
+            report = stop.reports.setdefault(caller.inside, report)
+        if tell and survivors:
             logger.warning("still running after the stop: %s", "".join(
                 f"\nclient {survivor.client.number} ({survivor.client.address}):\n{''.join(survivor.stack)}"
-                for survivor in report.survivors))
-        for turn in turns:
-            logger.warning("the serving loop is still running after the stop:\n%s", "".join(stack_of(turn.thread)))
+                for survivor in survivors))
+        for thread in hanging if tell else ():
+            logger.warning("the serving loop is still running after the stop:\n%s", "".join(stacks.get(thread, ())))
         return report
 
     def _leave(self, stop: _Stop, caller: _Caller) -> None:
@@ -275,30 +286,29 @@ class Stopping:
         if not self._turns_over(stop, caller) or self._registry.closing:
             return False
         if not caller.inside:
-            return not self._registry.live and not self._threads.running and stop.closer in (None, caller.thread)
+            return not (self._registry.live or self._threads.running) and {caller.thread}.issuperset(stop.closers)
         inside = [other for other in stop.callers if other.inside]
         clients, threads = {other.client for other in inside}, {other.thread for other in inside}
         return clients.issuperset(self._registry.live.values()) and threads.issuperset(self._threads.running)
 
-    def _survivors(self, stop: _Stop, caller: _Caller) -> tuple[Survivor, ...]:
-        """Name the handlers that still run, with their stacks."""
-        threads: dict[Client, threading.Thread | None] = {}
+    def _left(self, stop: _Stop, caller: _Caller) -> dict[Client, threading.Thread | None]:
+        """Find the clients whose handlers still run, and where."""
+        left: dict[Client, threading.Thread | None] = {client: client.thread
+                                                       for client in self._registry.live.values()}
         for thread, client in self._threads.busy().items():
-            threads[client] = thread
-        for client in self._registry.live.values():
-            threads.setdefault(client, client.thread)
+            left[client] = thread
         if caller.inside:
             for other in stop.callers:
                 if other.client is not None:
-                    threads.pop(other.client, None)
-        return tuple(Survivor(client, stack_of(thread))
-                     for client, thread in sorted(threads.items(), key=lambda item: item[0].number))
+                    left.pop(other.client, None)
+        return left
 
 
-def stack_of(thread: threading.Thread | None) -> tuple[str, ...]:
-    """Format the lines where a thread is; empty where it is nowhere."""
-    frame = thread and sys._current_frames().get(thread.ident or 0)
-    return tuple(traceback.format_stack(frame)) if frame else ()
+def stacks_of(threads: list[threading.Thread | None]) -> dict[threading.Thread, tuple[str, ...]]:
+    """Format the lines where each thread is; no entry for one that is nowhere."""
+    frames = sys._current_frames() if threads else {}
+    return {thread: tuple(traceback.format_stack(frames[thread.ident])) for thread in threads
+            if thread is not None and thread.ident in frames}
 
 
 def _join(threads: list[threading.Thread], deadline: float) -> bool:

@@ -114,6 +114,27 @@ class Pool(ClientHandler):
         future.result()
 """
 
+FORKS = """
+import os, signal, socket, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # what it says of threads and os.fork is known here
+
+class Forks(ClientHandler):
+    def handle(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                child = os.fork()
+                if not child:
+                    ours.close()
+                    theirs.send(b"!")
+                    theirs.recv(1)
+                    os._exit(7)
+                theirs.close()
+                ours.recv(1)
+                os.kill(child, number)
+            self.send(b"%d " % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
 LOGS = """
 logging.config.dictConfig({"version": 1})
 
@@ -206,6 +227,20 @@ def test_second_signal_does_not_wait_for_a_handler_that_never_ends(tmp_path):
     assert status == 3
     assert re.fullmatch(STOPPED.format(0, 0, 1), lines[-1])
     assert errors.count("threaded_echo: still running after the stop") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_signals_of_a_forked_process_are_not_the_servers(tmp_path):
+    """What a handler has forked outlives a terminal's key, and can be terminated; neither stops the server."""
+    with command("--handler", "handlers:Forks", folder=handlers(tmp_path, FORKS)) as server:
+        address = server.address()
+        for number in (1, 2):
+            assert ask(address, b"") == b"7 -15 "
+            assert len(server.lines_to(f"client {number} disconnected")) == 2
+        server.signal()
+        status, lines, errors = server.end()
+    assert (status, errors) == (0, "")
+    assert lines[0] == "stopping: 0 clients live"
 
 
 # Its output.

@@ -27,7 +27,7 @@ GUARD = 120.0
 
 # Without the GIL, CPython 3.13 takes the longer to end a thread the more have ended (its allocator goes through what
 # they have left): 10,000 bare threads take 15 to 25 s, whoever starts them.
-MANY = 3_000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 10_000
+MANY = 2_000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 10_000
 
 pytestmark = pytest.mark.usefixtures("soft_limit_is_restored")
 

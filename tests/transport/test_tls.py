@@ -26,7 +26,7 @@ class TLSServer(ThreadedTCPServer):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(CERTIFICATE)
         self.socket = context.wrap_socket(self.socket, server_side=True)
-        super().server_activate()
+        self.socket.listen()
 
 
 def connect_tls(server):

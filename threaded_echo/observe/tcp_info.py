@@ -29,12 +29,12 @@ class Traffic(NamedTuple):
     """Seconds since a byte passed in either direction."""
 
 
-def read_traffic(connection: socket.socket) -> Traffic | None:
+def read_traffic(connection: object) -> Traffic | None:
     """Read a connection's traffic from the kernel.
 
-    ``None`` where there is nothing to read: not TCP, already closed, or a platform without this structure.
+    ``None`` where there is nothing to read: no TCP socket, already closed, or a platform without this structure.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not isinstance(connection, socket.socket):
         return None
     try:
         raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAYOUT.size)
