@@ -81,7 +81,7 @@ class LineHandler(ClientHandler):
     with `LineTooLong`. A last line without an end is processed too.
 
     Replies to lines that have arrived together are sent together, as long as that delays none by more than a
-    millisecond and the ``process`` that is running: a hundred lines then cost one system call, not a hundred.
+    millisecond and the ``process`` that is running then: a hundred lines cost one system call, not a hundred.
     """
 
     max_line = 65536

@@ -322,8 +322,9 @@ class ThreadedMixIn(_Base):
     def shutdown(self) -> None:
         """End the serving loop, then wake, drain, cut and join every client. The listening socket stays bound.
 
-        Takes at most ``drain_timeout + force_timeout`` seconds. Afterwards the server can serve again. Where no thread
-        is in ``serve_forever``, the next call of that returns at once, as in socketserver; `start` does serve.
+        Takes at most ``drain_timeout + force_timeout`` seconds, and a moment for threads to return. Afterwards the
+        server can serve again. Where no thread is in ``serve_forever``, the next call of that returns at once, as in
+        socketserver; `start` does serve.
         """
         self._threaded_state.stopping.run(self._patience(), remember=True)
 

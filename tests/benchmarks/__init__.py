@@ -1,0 +1,1 @@
+"""Benchmarks: this package beside what people would pick instead. ``python -m tests.benchmarks --help``."""

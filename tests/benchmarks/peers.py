@@ -1,0 +1,174 @@
+"""The servers that are compared. ``python -m tests.benchmarks.peers NAME BODY`` serves and prints its port.
+
+Every server has the same handler body, as far as its kind allows, and the same backlog. BODY is ``echo``, or ``lines``
+(each line is a message), or ``watched``: echo, while a thread reads ``clients`` and ``stats()`` ten times a second.
+"""
+from __future__ import annotations
+
+import asyncio
+import socketserver
+import sys
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from threaded_echo import ClientHandler, LineHandler, ThreadedTCPServer
+
+ADDRESS = ("127.0.0.1", 0)
+BACKLOG = 4096
+CHUNK = 16384
+
+
+class Echo(socketserver.BaseRequestHandler):
+    """The body that stock and this package share in `cost`."""
+
+    def handle(self) -> None:
+        """Echo."""
+        while data := self.request.recv(CHUNK):
+            self.request.sendall(data)
+
+
+class EchoStock(socketserver.BaseRequestHandler):
+    """As people write it: with a large buffer."""
+
+    def handle(self) -> None:
+        """Echo."""
+        while data := self.request.recv(65536):
+            self.request.sendall(data)
+
+
+class LinesStock(socketserver.StreamRequestHandler):
+    """Lines as socketserver has them."""
+
+    def handle(self) -> None:
+        """Echo each line."""
+        for line in self.rfile:
+            self.wfile.write(line)
+
+
+class EchoOurs(ClientHandler):
+    """Chunks as this package has them."""
+
+    def process(self, data: bytes) -> bytes:
+        """Echo."""
+        return data
+
+
+class LinesOurs(LineHandler):
+    """Lines as this package has them."""
+
+    def process(self, line: bytes) -> bytes:
+        """Echo."""
+        return line
+
+
+class StockServer(socketserver.ThreadingTCPServer):
+    """Stock, but for the backlog: its own 5 would measure retransmissions."""
+
+    request_queue_size = BACKLOG
+    daemon_threads = True
+    block_on_close = False
+
+
+def announce(port: int) -> None:
+    """Tell the port to who waits for it."""
+    print(port, flush=True)
+
+
+def stock(body: str) -> None:
+    """Serve with the standard library."""
+    server = StockServer(ADDRESS, {"echo": EchoStock, "lines": LinesStock}.get(body, Echo))
+    announce(server.server_address[1])
+    server.serve_forever()
+
+
+def ours(body: str) -> None:
+    """Serve with this package."""
+    server = ThreadedTCPServer(ADDRESS, {"echo": EchoOurs, "lines": LinesOurs}.get(body, Echo))
+    if body == "watched":
+        threading.Thread(target=watch, args=[server], daemon=True).start()
+    announce(server.server_address[1])
+    server.serve_forever()
+
+
+def watch(server: ThreadedTCPServer) -> None:
+    """Read what people look at, ten times a second."""
+    while not server.stopping.wait(0.1):
+        list(server.clients.values())
+        server.stats()
+
+
+def streams(body: str) -> None:
+    """Serve with asyncio's streams."""
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await (reader.readline() if body == "lines" else reader.read(CHUNK)):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(echo, *ADDRESS, backlog=BACKLOG)
+        announce(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+def protocols(body: str) -> None:
+    """Serve with asyncio's protocols."""
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(data)
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(Protocol, *ADDRESS, backlog=BACKLOG)
+        announce(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(main())
+
+
+def uvloop_streams(body: str) -> None:
+    """Serve with asyncio's streams on uvloop."""
+    import uvloop
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    streams(body)
+
+
+def gevent(body: str) -> None:
+    """Serve with gevent."""
+    from gevent.server import StreamServer
+
+    def echo(connection: Any, address: object) -> None:
+        if body == "lines":
+            with connection.makefile("rb") as lines:
+                for line in lines:
+                    connection.sendall(line)
+        else:
+            while data := connection.recv(CHUNK):
+                connection.sendall(data)
+
+    server = StreamServer(ADDRESS, echo, backlog=BACKLOG)
+    server.init_socket()
+    announce(server.server_port)
+    server.serve_forever()
+
+
+PEERS: dict[str, Callable[[str], None]] = {
+    "stock": stock, "threaded_echo": ours, "asyncio streams": streams, "asyncio protocols": protocols,
+    "uvloop streams": uvloop_streams, "gevent": gevent,
+}
+
+
+def installed() -> list[str]:
+    """Name the peers that this interpreter has."""
+    missing = [name for name in ("uvloop", "gevent") if find_spec(name) is None]
+    return [name for name in PEERS if name.split()[0] not in missing]
+
+
+if __name__ == "__main__":
+    PEERS[sys.argv[1]](sys.argv[2])

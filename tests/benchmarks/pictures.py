@@ -1,0 +1,41 @@
+"""Bar charts of the results, as SVG, with matplotlib (of the ``bench`` extra)."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from .measure import Table
+
+OURS, OTHERS = "#1f6f8b", "#b8c4c9"
+
+
+def draw(table: Table, machine: str, folder: Path) -> Path:
+    """Draw a table: a group of bars for each load, with the spread of the rounds; return the file."""
+    import matplotlib
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+    pyplot.rcParams["svg.hashsalt"] = "threaded_echo"  # the same results make the same file
+    loads = list(dict.fromkeys(row.load for row in table.rows))
+    figure, axes = pyplot.subplots(1, len(loads), figsize=(3.4 * len(loads) + 1.4, 2.9), squeeze=False, sharey=True)
+    peers = list(dict.fromkeys(row.peer for row in table.rows))[::-1]
+    for place, load in zip(axes[0], loads, strict=True):
+        rows = {row.peer: row for row in table.rows if row.load == load}
+        for height, peer in enumerate(peers):
+            if peer in rows:
+                values = rows[peer].figures[table.key]
+                median = rows[peer].median(table.key)
+                place.barh(height, median, color=OURS if peer.startswith("threaded_echo") else OTHERS,
+                           xerr=[[median - min(values)], [max(values) - median]], error_kw={"lw": 0.8, "alpha": 0.6})
+                place.annotate(f"{median:,.4g}", (median, height), xytext=(3, 5), textcoords="offset points",
+                               fontsize=7)
+        place.set_yticks(range(len(peers)), peers)
+        place.set_title(load, fontsize=9)
+        place.margins(x=0.22)
+        place.tick_params(labelsize=8)
+        place.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{table.title}: {table.unit}", fontsize=10)
+    figure.text(0.5, 0.005, machine, ha="center", fontsize=6, color="#555555")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    path = folder / f"{table.name}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return path
