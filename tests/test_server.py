@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from threaded_echo import EchoHandler, ThreadedMixIn, ThreadedTCPServer, ThreadedUnixStreamServer, current_client
+from threaded_echo.state import ServerState
 
 from .conftest import LOOPBACK
 from .tools import Echo, Gate, ask, connect, receive, receive_all, running, wait_until
@@ -474,3 +475,9 @@ def test_get_request_below_the_mixin_is_used_for_tls_listeners_too(serve):
     with server.start(), connect_tls(server) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x" and len(accepted) == 1
+
+
+def test_state_is_made_once():
+    """On first use, and then found again, by whoever asks."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        assert ServerState.of(server) is ServerState.of(server) is server._threaded_state

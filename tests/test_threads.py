@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import socket
 import socketserver
 import subprocess
@@ -14,6 +15,7 @@ from threaded_echo import ClientHandler, ThreadedTCPServer, threads
 from threaded_echo.registry import Client, HandlerRegistry
 from threaded_echo.threads import HandlerThreads
 
+from .conftest import LOOPBACK
 from .tools import GUARD, Echo, ask, connect, receive_all, wait_until
 
 variable = contextvars.ContextVar("variable", default=b"fresh")
@@ -241,3 +243,19 @@ def test_backlog_takes_a_burst(serve):
             client.sendall(b"x")
             client.shutdown(socket.SHUT_WR)
             assert receive_all(client) == b"x"
+
+
+def test_server_dropped_without_closing_leaves_no_idle_thread():
+    """As some programs do: the thread that would have served the next client ends with the server."""
+    server = ThreadedTCPServer(LOOPBACK, Echo)
+    with connect(server) as client:
+        server.handle_request()
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b""
+    until_idle(server._threaded_state.threads, 1)
+    [thread] = server._threads
+    server.socket.close()
+    del server
+    gc.collect()
+    thread.join(GUARD)
+    assert not thread.is_alive()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-GUARD = 20.0
+GUARD = 50.0
 """Seconds after which a wait gives up: only a guard against hanging, never what a test measures."""
 
 

@@ -1,6 +1,7 @@
 """What a server keeps, and how the mix-in comes by it without an ``__init__``."""
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
@@ -41,5 +42,9 @@ class ServerState:
     @classmethod
     def of(cls, server: object) -> ServerState:
         """Find a server's state, or make it; afterwards the server's own attribute is found first."""
-        state: ServerState = vars(server).setdefault("_threaded_state", cls())  # atomic, also without the GIL
-        return state
+        state = cls()
+        found: ServerState = vars(server).setdefault("_threaded_state", state)  # atomic, also without the GIL
+        if found is state:
+            # A program may drop its server without closing it: idle threads must not outlive it.
+            weakref.finalize(server, state.threads.close).atexit = False
+        return found

@@ -133,11 +133,16 @@ class HandlerThreads:
         self._keeps_idle = True
 
     def close_locked(self) -> None:
-        """End the idle threads, and each busy one once its client has gone."""
+        """As `close`."""
         self._keeps_idle = False
         idle, self._idle = self._idle, []
         for thread in idle:
             thread.end()
+
+    def close(self) -> None:
+        """End the idle threads, and each busy one once its client has gone."""
+        with self._registry.lock:
+            self.close_locked()
 
     def busy(self) -> dict[threading.Thread, Client]:
         """Copy which thread serves which client."""
