@@ -436,24 +436,48 @@ def test_events_other_than_signals_do_not_hasten_the_stop(named):
     assert run(["--port", "0", "--drain-timeout", "300", "--handler", named(gate.handler)], script)[0] == cli.OK
 
 
-def test_signal_that_is_not_its_own_stops_nothing():
+@pytest.fixture
+def take_user_signal():
+    """Set a handler for a signal that the command leaves alone."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield lambda handler: signal.signal(signal.SIGUSR1, lambda number, frame: handler())
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_signal_that_is_not_its_own_stops_nothing(take_user_signal):
     """A handler's module may take others."""
-    taken: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: taken.append(number))
+    taken = threading.Event()
+    take_user_signal(taken.set)
 
     def script(operator):
         """Send one, and be served."""
         address = operator.address()
         operator.interrupt(signal.SIGUSR1)
+        wait_until(taken)
         assert ask(address, b"hello\n") == b"hello\n"
         operator.interrupt()
 
-    try:
-        status, lines = run(["--port", "0"], script)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert (status, taken) == (cli.OK, [signal.SIGUSR1])
-    assert "client 1: hello" in lines
+    status, lines = run(["--port", "0"], script)
+    assert status == cli.OK
+    assert lines[1].startswith("client 1 connected")
+
+
+def test_signal_handler_that_raises_stops_it(take_user_signal):
+    """Its exception is the caller's, once everything has ended."""
+    def fail():
+        """Raise."""
+        raise LookupError("by a signal")
+
+    def script(operator):
+        """Send the signal, and see a client end."""
+        with connect(operator.address()) as client:
+            operator.line()
+            operator.interrupt(signal.SIGUSR1)
+            assert receive_all(client) == b""
+
+    take_user_signal(fail)
+    with pytest.raises(LookupError, match="by a signal"):
+        run(["--port", "0"], script)
 
 
 def test_survivor_is_an_exit_status(named, capsys):

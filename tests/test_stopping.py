@@ -486,6 +486,30 @@ def test_server_close_that_waits_for_its_clients_does_not_hang(serve):
         assert server.stop().clean
 
 
+def test_stop_without_patience_waits_for_the_loop_to_return(serve, caplog):
+    """A loop that only has to return is joined, and not told of, however little time a stop is given."""
+    class Server(ThreadedTCPServer):
+        """Its loop is in a hook when the stop begins, and needs a moment to leave it."""
+
+        def service_actions(self) -> None:
+            """Take a moment once a stop has begun."""
+            if gate.entered.is_set():
+                wait_until(self.stopping)
+                threading.Event().wait(0.1)
+
+    gate = Gate()
+    for server_class in [Server, *[ThreadedTCPServer] * 20]:
+        server = serve(gate.handler, server_class)
+        with connect(server):
+            wait_until(gate.entered)
+            report = server.stop(0, 0)
+        gate.entered.clear()
+        assert not any(thread.name.endswith("serving") for thread in threading.enumerate())
+        assert len(report.survivors) == 1
+    assert "serving loop" not in caplog.text
+    gate.release.set()
+
+
 def test_serving_loop_that_hangs_is_reported(serve, caplog):
     """A hook that never returns bounds the stop, and its lines are logged."""
     entered, release = threading.Event(), threading.Event()

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             handler = load_handler(options.handler) if options.handler else EchoHandler
             _set_up_output(stack, options, events.put)
-            server = _make_server(stack, options, handler)
+            server: _Server = _make_server(stack, options, handler)
             stack.callback(server.socket.close)
             try:
                 return _obey_signals(server, events, lambda: _serve(server, events, options.duration))
@@ -102,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _obey_signals(server: _Server, events: _Events, serve: Callable[[], int]) -> int:
     """Call ``serve`` in a thread; a signal ends its waiting, and a second one cuts the connections at once."""
-    # A signal just ahead of a blocking call does not end that, and its handler may run only after it. So this thread,
-    # the only one that takes signals, waits for nothing but the byte that each of them writes: its number.
+    # A signal just ahead of a blocking call does not end that, and its handler may run only after it. So this thread
+    # waits for nothing but the byte that each signal writes: its number.
     if threading.current_thread() is not threading.main_thread():
         return serve()
     came = 0
@@ -117,6 +117,7 @@ def _obey_signals(server: _Server, events: _Events, serve: Callable[[], int]) ->
         for number, undo in ((signal.SIGINT, stack), (signal.SIGTERM, forked)):
             undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         served = stack.enter_context(ThreadPoolExecutor(1, "threaded_echo")).submit(serve)
+        stack.callback(events.put, None)  # where somebody else's signal handler raises
         served.add_done_callback(lambda _: alarm.send(b"\0"))
         while not served.done():
             if waker.recv(1)[0] in (signal.SIGINT, signal.SIGTERM):  # not the end, nor a signal of somebody else's
@@ -166,17 +167,15 @@ def _set_up_output(stack: ExitStack, options: argparse.Namespace, broken: Callab
         stack.callback(logger.removeHandler, handler)
 
 
-def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -> _Server:
+def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -> Any:  # a _Server
     timeouts = {"drain_timeout": options.drain_timeout, "force_timeout": options.force_timeout}
     try:
         if options.unix:
             _remove_dead_socket(options.unix)
             stack.callback(_remove_dead_socket, options.unix)
-            server_class = type("_UnixServer", (_Server, ThreadedUnixStreamServer), {})
-            return server_class(options.unix, handler, **timeouts)  # type: ignore[no-any-return]
+            return type("_UnixServer", (_Server, ThreadedUnixStreamServer), timeouts)(options.unix, handler)
         family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
-        server_class = type("_TCPServer", (_Server, ThreadedTCPServer), {"address_family": family})
-        return server_class(address, handler, **timeouts)  # type: ignore[no-any-return]
+        return type("_TCPServer", (_Server, ThreadedTCPServer), timeouts | {"address_family": family})(address, handler)
     except (OSError, UnicodeError, NotImplementedError) as error:  # UnicodeError: of a name that cannot be one
         place = options.unix or show_address((options.host, options.port))
         raise Failed(f"cannot listen on {place}: {getattr(error, 'strerror', None) or error}") from error

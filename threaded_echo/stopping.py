@@ -141,7 +141,7 @@ class Stopping:
         try:
             if begins:
                 self._wake()
-            self._wait(stop, caller, self._turns_over)
+            self._wait(stop, caller, self._turns_over, time.monotonic() + _TAIL)  # a loop only has to return
             # Twice in one stop there is something to close: what stop() calls, and the listening socket itself.
             step = "listener" if is_open is None else "server"
             if close is not None and (is_open is None or is_open()) and self._claim(stop, step):
@@ -268,11 +268,12 @@ class Stopping:
 
     # What is waited for. All of these need the lock.
 
-    def _wait(self, stop: _Stop, caller: _Caller, condition: Callable[[_Stop, _Caller], bool]) -> bool:
-        """Wait for a condition; False when the time for it is up."""
+    def _wait(self, stop: _Stop, caller: _Caller, condition: Callable[[_Stop, _Caller], bool],
+              tail: float = 0) -> bool:
+        """Wait for a condition; False when the time for it is up, but not before ``tail``."""
         with self._registry.lock:
             while not condition(stop, caller):
-                remaining = stop.until() - time.monotonic()
+                remaining = max(stop.until(), tail) - time.monotonic()
                 if remaining <= 0:
                     return False
                 self._registry.changed.wait(remaining)
