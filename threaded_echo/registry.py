@@ -196,25 +196,24 @@ class Client:
             except (OSError, AttributeError):  # AttributeError: a request that is no socket
                 return True
 
-    def release(self) -> None:
+    def release(self) -> Traffic | None:
         """Let go of the connection, which is about to be closed: from here on, no other thread touches it.
 
-        May be called twice.
+        Returns what has passed over it. May be called twice.
         """
         if not self._sending.acquire(blocking=False):
             # Another thread is in the middle of a send, perhaps for ever: make it fail. Were its descriptor closed
             # under it, it might go on in another client's connection.
             if self.is_taken_over():
-                self._end()  # closed by its handler: the send holds nothing, and nothing would end it
-                return
+                return self._end()  # closed by its handler: the send holds nothing, and nothing would end it
             self._shut(socket.SHUT_RDWR)
             self._sending.acquire()
         try:
-            self._end()
+            return self._end()
         finally:
             self._sending.release()
 
-    def _end(self) -> None:
+    def _end(self) -> Traffic | None:
         with self._lock:
             if self._ended is None:
                 if self._descriptor >= 0 and self._final is None:
@@ -222,6 +221,7 @@ class Client:
                 self._descriptor = -1
                 self._ended = time.monotonic()
                 self._request = self.thread = None
+            return self._final
 
 
 def _descriptor_of(request: Any) -> int:
@@ -283,8 +283,7 @@ class HandlerRegistry:
         Whoever gets True calls `closed` once the connection is.
         """
         request = client.request
-        client.release()
-        traffic = client.traffic()
+        traffic = client.release()
         with self.lock:
             if self.live.pop(client.number, None) is None:
                 return False

@@ -202,7 +202,8 @@ class ThreadedMixIn(_Base):
         finally:
             if not entered:  # a hook has raised what is not for us
                 self.shutdown_request(request)
-            if self._threaded_state.registry.remove(client):  # an override has left the closing to nobody
+            # An override may have left the closing to nobody.
+            if client.request is not None and self._threaded_state.registry.remove(client):
                 self._leave(client)
             set_current_client(None)
 
