@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from . import loads, standing
-from .measure import HERE, Step, Table, Where, load_generator
+from .measure import C_SERVER, HERE, Step, Table, Where, compiled
 from .peers import PEERS
 
 BENCHMARKS = {
@@ -37,7 +37,7 @@ def peers_of(python: str) -> list[str]:
     """Name the peers that an interpreter has."""
     code = "from tests.benchmarks.peers import installed; print('\\n'.join(installed()))"
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True,
-                          cwd=HERE.parent.parent).stdout.split("\n")[:-1]
+                          cwd=HERE.parent.parent).stdout.split("\n")[:-1] + [C_SERVER]
 
 
 def progress(steps: list[Step]) -> Iterable[Step]:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each load (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a run (default: %(default)s)")
-    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="only these (default: all that are installed)")
+    parser.add_argument("--peers", nargs="*", choices=[*PEERS, C_SERVER], help="only these (default: all that are installed)")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that the servers run on")
     parser.add_argument("--cpus", type=int, nargs="*", help="keep the servers to these processors (default: all)")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder for JSON and pictures")
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    load_generator()
+    compiled("load")
     where = Where(options.python, frozenset(options.cpus) if options.cpus else None)
     peers = [peer for peer in peers_of(options.python) if not options.peers or peer in options.peers]
     machine = describe(where)

@@ -1,7 +1,7 @@
 """The benchmarks that are a load on each peer: connections, ping-pong, lines, and the cost of the registry."""
 from __future__ import annotations
 
-from .measure import Step, Table, Where, one
+from .measure import C_SERVER, Step, Table, Where, one
 
 
 def connections(peers: list[str], seconds: float, where: Where) -> tuple[list[Table], list[Step]]:
@@ -22,7 +22,7 @@ def pingpong(peers: list[str], seconds: float, where: Where) -> tuple[list[Table
 def lines(peers: list[str], seconds: float, where: Where) -> tuple[list[Table], list[Step]]:
     """Lines: one of 32 bytes at a time, and a hundred at once; 8 clients."""
     table = Table("lines", "Lines", "per_second", "rounds a second", ("p50_us", "p99_us", "load_cpu"))
-    wanted = [peer for peer in peers if peer != "asyncio protocols"]  # these have no lines
+    wanted = [peer for peer in peers if peer not in ("asyncio protocols", C_SERVER)]  # these have no lines
     return [table], [one(table, f"{count} line{'s' * (count > 1)} a round", peer, "lines",
                          ("pingpong", 8, seconds, 32 * count, count), where) for count in (1, 100) for peer in wanted]
 

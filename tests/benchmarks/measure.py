@@ -88,16 +88,20 @@ class Table:
         return asdict(self)
 
 
+C_SERVER = "C with epoll"
+"""The name of `echo.c` among the peers: what the load generator reaches with a server that costs next to nothing."""
+
+
 @cache
-def load_generator() -> Path:
-    """Compile the load generator. Raises SystemExit where there is no C compiler."""
+def compiled(name: str) -> Path:
+    """Compile a C program of this folder. Raises SystemExit where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise SystemExit("the benchmarks need a C compiler: a load generator in Python would be what is measured")
-    folder = tempfile.TemporaryDirectory(prefix="load-")
+    folder = tempfile.TemporaryDirectory(prefix=f"{name}-")
     atexit.register(folder.cleanup)
-    program = Path(folder.name) / "load"
-    subprocess.run([compiler, "-O2", "-o", program, HERE / "load.c"], check=True)
+    program = Path(folder.name) / name
+    subprocess.run([compiler, "-O2", "-o", program, HERE / f"{name}.c"], check=True)
     return program
 
 
@@ -118,8 +122,9 @@ class Where:
 def server(peer: str, body: str, where: Where) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run a server in a process of its own; yield it and its port."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    process = subprocess.Popen([where.python, "-m", "tests.benchmarks.peers", peer, body], stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment, preexec_fn=where.pin)
+    command = [where.python, "-m", "tests.benchmarks.peers", peer, body] if peer != C_SERVER else [compiled("echo")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
+                               env=environment, preexec_fn=where.pin)
     try:
         assert process.stdout is not None
         yield process, int(process.stdout.readline())
@@ -130,7 +135,7 @@ def server(peer: str, body: str, where: Where) -> Iterator[tuple[subprocess.Pope
 
 def load(port: int, *arguments: object) -> dict[str, float]:
     """Run the load generator to its end, and return its figures with the rounds a second."""
-    command = [load_generator(), str(port), *map(str, arguments)]
+    command = [compiled("load"), str(port), *map(str, arguments)]
     figures: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     if figures["errors"]:
         print(f"\n  {figures['errors']:.0f} errors under {' '.join(map(str, arguments))}", file=sys.stderr)
