@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each load (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a run (default: %(default)s)")
-    parser.add_argument("--peers", nargs="*", choices=[*PEERS, C_SERVER], help="only these (default: all that are installed)")
+    parser.add_argument("--peers", nargs="*", choices=[*PEERS, C_SERVER],
+                        help="only these (default: all that are installed)")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that the servers run on")
     parser.add_argument("--cpus", type=int, nargs="*", help="keep the servers to these processors (default: all)")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder for JSON and pictures")
@@ -65,7 +66,7 @@ def main() -> None:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     compiled("load")
     where = Where(options.python, frozenset(options.cpus) if options.cpus else None)
-    peers = [peer for peer in peers_of(options.python) if not options.peers or peer in options.peers]
+    peers = [peer for peer in peers_of(options.python) if peer in (options.peers or [*PEERS, C_SERVER])]
     machine = describe(where)
     print(machine)
     tables: list[Table] = []
