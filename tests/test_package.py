@@ -12,8 +12,9 @@ PACKAGE = Path(threaded_echo.__file__).parent
 def test_public_names_are_those_of_the_contract():
     """No more, no fewer, and each of them there."""
     assert sorted(threaded_echo.__all__) == threaded_echo.__all__ == [
-        "Client", "ClientHandler", "EchoHandler", "LineHandler", "LineTooLong", "ServerStats", "StopReport", "Survivor",
-        "ThreadedMixIn", "ThreadedTCPServer", "ThreadedUnixStreamServer", "current_client"]
+        "Client", "ClientHandler", "EchoHandler", "LineHandler", "LineTooLong", "OffloadRefused", "ServerStats",
+        "ServerStopping", "StopReport", "Survivor", "ThreadedMixIn", "ThreadedTCPServer", "ThreadedUnixStreamServer",
+        "WorkerDied", "current_client"]
     assert all(hasattr(threaded_echo, name) for name in threaded_echo.__all__)
 
 

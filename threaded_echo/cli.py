@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .handlers import EchoHandler
-from .options import check_seconds
+from .options import CHECKS, check_seconds
 from .registry import Client
 from .server import ThreadedMixIn, ThreadedTCPServer, ThreadedUnixStreamServer
 
@@ -168,14 +168,15 @@ def _set_up_output(stack: ExitStack, options: argparse.Namespace, broken: Callab
 
 
 def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -> Any:  # a _Server
-    timeouts = {"drain_timeout": options.drain_timeout, "force_timeout": options.force_timeout}
+    settings = {"drain_timeout": options.drain_timeout, "force_timeout": options.force_timeout,
+                "executor": options.workers}
     try:
         if options.unix:
             _remove_dead_socket(options.unix)
             stack.callback(_remove_dead_socket, options.unix)
-            return type("_UnixServer", (_Server, ThreadedUnixStreamServer), timeouts)(options.unix, handler)
+            return type("_UnixServer", (_Server, ThreadedUnixStreamServer), settings)(options.unix, handler)
         family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
-        return type("_TCPServer", (_Server, ThreadedTCPServer), timeouts | {"address_family": family})(address, handler)
+        return type("_TCPServer", (_Server, ThreadedTCPServer), settings | {"address_family": family})(address, handler)
     except (OSError, UnicodeError, NotImplementedError) as error:  # UnicodeError: of a name that cannot be one
         place = options.unix or show_address((options.host, options.port))
         raise Failed(f"cannot listen on {place}: {getattr(error, 'strerror', None) or error}") from error
@@ -221,6 +222,11 @@ def seconds(text: str) -> float:
     return number
 
 
+def workers(text: str) -> int:
+    CHECKS["executor"]("it", number := int(text))  # as above
+    return number
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="threaded_echo", description="Serve each client in a thread of its own, numbered; echo what it sends.",
@@ -232,6 +238,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=9999, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--duration", type=seconds, metavar="S", help="stop after so many seconds")
     parser.add_argument("--handler", metavar="MODULE:CLASS", help="serve with this handler class")
+    parser.add_argument("--workers", type=workers, metavar="N",
+                        help="run what the handler offloads in so many processes (default: in its own thread)")
     parser.add_argument("--drain-timeout", type=seconds, metavar="S", default=ThreadedMixIn.drain_timeout,
                         help="how long a stop waits for handlers to end by themselves (default: %(default)s)")
     parser.add_argument("--force-timeout", type=seconds, metavar="S", default=ThreadedMixIn.force_timeout,

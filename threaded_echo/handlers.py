@@ -6,11 +6,12 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from .registry import Client
+from .state import offload
 from .threads import current_client
 
 logger = logging.getLogger("threaded_echo")
@@ -73,6 +74,13 @@ class ClientHandler(socketserver.BaseRequestHandler):
         """
         self.client.send(data)
 
+    def offload(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call ``function(*args, **kwargs)`` in the server's `executor`, and return its result; this thread waits.
+
+        Raises what the server's ``offload`` does. *Thread safety*: the handler's own thread.
+        """
+        return offload(self.server, function, args, kwargs)
+
 
 class LineHandler(ClientHandler):
     r"""Serve a client by `process`, called with each line. Needs a server built on `ThreadedMixIn`.
@@ -118,6 +126,11 @@ class LineHandler(ClientHandler):
         """
         self._flush()
         self.client.send(data)
+
+    def offload(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """As `ClientHandler.offload`; the replies that are ready are sent before."""
+        self._flush()
+        return super().offload(function, *args, **kwargs)
 
     def _flush(self) -> None:
         """Send the replies that wait."""

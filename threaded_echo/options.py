@@ -32,6 +32,26 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, not {value!r}")
 
 
+def _executor(name: str, value: object) -> None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"{name} must be at least one worker process: {value!r}")
+    elif value is not None and not callable(getattr(value, "submit", None)):
+        raise TypeError(f"{name} must be None, a number of worker processes or have a method submit, not {value!r}")
+
+
+def _limit(name: str, value: object) -> None:
+    if value is not None:
+        _count(name, value)
+        if value == 0:
+            raise ValueError(f"{name} must be None or at least 1, not 0")
+
+
+def _at_limit(name: str, value: object) -> None:
+    if value not in ("wait", "refuse"):
+        raise ValueError(f"{name} must be 'wait' or 'refuse', not {value!r}")
+
+
 CHECKS: Mapping[str, Callable[[str, object], None]] = {
     "allow_reuse_address": _flag,
     "request_queue_size": _count,
@@ -39,6 +59,9 @@ CHECKS: Mapping[str, Callable[[str, object], None]] = {
     "reuse_threads": _flag,
     "drain_timeout": check_seconds,
     "force_timeout": check_seconds,
+    "executor": _executor,
+    "max_offloads": _limit,
+    "at_offload_limit": _at_limit,
 }
 
 # socketserver's own attributes, for which this package has another default. They are not in the mix-in's body, where
@@ -53,7 +76,8 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*CHECKS, "start", "stop", "stopping", "clients", "stats", "handle_error", "process_request_thread")
+_YIELDS = (*CHECKS, "start", "stop", "stopping", "clients", "stats", "offload", "handle_error",
+           "process_request_thread")
 
 
 def check(options: Mapping[str, object]) -> None:

@@ -36,6 +36,7 @@ class Client:
     """
 
     __slots__ = ("number", "address", "registry", "thread", "stopping", "failed", "refused", "announced", "pooled",
+                 "computing",
                  "_request", "_accepted_request", "_descriptor", "_lock", "_sending", "_cut",
                  "_accepted", "_accepted_at", "_ended", "_final")
 
@@ -50,6 +51,7 @@ class Client:
         self.refused = False
         self.announced = False  # client_connected has been called
         self.pooled = False  # served by one of the server's own handler threads
+        self.computing = False  # its handler waits for an offloaded call
         # Guards _descriptor, _final and _cut. Re-entrant for the same reason as the server's.
         self._lock = threading.RLock()
         self._sending = threading.Lock()  # held during one whole send
@@ -76,11 +78,16 @@ class Client:
 
     @property
     def state(self) -> str:
-        """``"accepted"``, then ``"serving"`` while its handler runs; ``"disconnecting"``; ``"gone"``."""
+        """``"accepted"``, then ``"serving"`` while its handler runs; ``"disconnecting"``; ``"gone"``.
+
+        ``"computing"`` while its handler waits for a call that it has offloaded.
+        """
         if self._ended is not None:
             return "gone"
         if self._cut:
             return "disconnecting"
+        if self.computing:
+            return "computing"
         return "accepted" if self.thread is None else "serving"
 
     @property
@@ -105,6 +112,10 @@ class Client:
     def request(self) -> Any:
         """The connection's socket, or what the program's ``get_request`` made of it; ``None`` once it has gone."""
         return self._request
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, to wait on; -1 once it has gone, or where it has none."""
+        return self._descriptor
 
     def traffic(self) -> Traffic | None:
         """Read the bytes and the idle time at once; of a client that has gone, what they were at its end."""

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from . import options
 from .handlers import EchoHandler, LineTooLong
 from .observe.stats import ServerStats, take_stats
+from .offload import ServerStopping
 from .registry import Client
 from .serving import Turn, Unblocked, check_listening
-from .state import Attribute, ServerState
+from .state import Attribute, ServerState, offload
 from .stopping import StopReport
 from .threads import HandlerThreads, current_client, set_current_client
 from .transport import tls
@@ -46,7 +47,7 @@ class ThreadedMixIn(_Base):
     For a class of socketserver's to come after it: ``class Server(ThreadedMixIn, http.server.HTTPServer)``.
 
     For the caller: ``start``, ``serve_forever``, ``handle_request``; ``shutdown``, ``server_close``, ``stop``, or the
-    ``with`` statement for it; ``clients``, ``stats``, ``stopping``. To override: ``client_connected``,
+    ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``. To override: ``client_connected``,
     ``client_disconnected``, and every hook of socketserver. *Thread safety*: all methods for the caller may be used
     from any thread, a handler's included.
     """
@@ -61,6 +62,17 @@ class ThreadedMixIn(_Base):
 
     force_timeout = 1.0
     """Seconds that it then waits for the rest, once their connections are cut."""
+
+    executor: Any = None
+    """Where `offload` runs functions. ``None``: in the calling thread. A number: in so many worker processes, which the
+    server starts before its first client, and ends. Or any object with a ``submit`` like that of
+    `concurrent.futures.Executor`, which its owner shuts down."""
+
+    max_offloads: int | None = None
+    """The most offloaded calls at once, running and waiting for a worker. ``None``: as many as there are callers."""
+
+    at_offload_limit = "wait"
+    """What a call does at that limit: ``"wait"`` for its turn, or ``"refuse"``: raise `OffloadRefused`."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -95,6 +107,9 @@ class ThreadedMixIn(_Base):
             if not state.stopping.begin_serving(turn, self.fileno):
                 return
             check_listening(self.socket)
+            state.offloads.open(self.executor)
+            if turn.stopped:
+                return
             with Unblocked(self.socket):
                 state.serving.accepting()
                 while not turn.stopped and (listener := self.fileno()) >= 0:
@@ -121,6 +136,7 @@ class ThreadedMixIn(_Base):
         try:
             if not state.stopping.begin_serving(turn, self.fileno):
                 return
+            state.offloads.open(self.executor)
             state.serving.accepting()
             while not turn.stopped:
                 remaining = None if deadline is None else max(0, deadline - time.monotonic())
@@ -256,6 +272,8 @@ class ThreadedMixIn(_Base):
         name = f"client {client.number}" if client else f"client at {client_address}"
         if isinstance(error, LineTooLong):
             logger.warning("%s: %s", name, error)
+        elif isinstance(error, ServerStopping):
+            logger.info("%s: %s", name, error)
         elif client is None or client.failed:
             logger.error("%s: its handler has failed", name, exc_info=error)
         else:
@@ -314,7 +332,7 @@ class ThreadedMixIn(_Base):
         if client is not None and client.registry is not registry:
             client = None  # of another server, in whose handler this one runs
         gone = isinstance(error, ConnectionError) or error is not None and tls.is_tls_error(error)
-        if client is not None and not (gone and client.is_lost()):
+        if client is not None and not (gone and client.is_lost() or isinstance(error, ServerStopping)):
             client.failed = True
         return client
 
@@ -366,6 +384,20 @@ class ThreadedMixIn(_Base):
             self._threaded_state.threads.adopt(vars(self).pop("_threads"))
         super().server_close()
 
+    # Computing.
+
+    def offload(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call ``function(*args, **kwargs)`` in the `executor`, and return its result; this thread waits.
+
+        Raises what the function does, with a worker's traceback as its cause; TypeError or ImportError where the call
+        cannot be sent to a worker process; `WorkerDied` where that ends in the middle; `ServerStopping` once a stop has
+        waited for as long as it does; ConnectionAbortedError where the client has gone before the call began;
+        `OffloadRefused` at the limit. *Thread safety*: any thread; a handler uses its own ``self.offload``.
+
+        Dask takes equal calls for one and the same unless told otherwise: ``client.get_executor(pure=False)``.
+        """
+        return offload(self, function, args, kwargs)
+
     # What it tells.
 
     @Attribute
@@ -385,7 +417,7 @@ class ThreadedMixIn(_Base):
     def stats(self) -> ServerStats:
         """Take a snapshot of the counts. *Thread safety*: any thread. Costs about 2 µs a live client."""
         state = self._threaded_state
-        return take_stats(state.registry, state.threads, state.serving, state.accept_errors)
+        return take_stats(state.registry, state.threads, state.serving, state.accept_errors, state.offloads)
 
 
 class _OptionsAsKeywords:

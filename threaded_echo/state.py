@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
+from .offload import Offloads
 from .registry import HandlerRegistry
 from .serving import AcceptErrors, Serving
 from .stopping import Stopping
@@ -36,7 +37,8 @@ class ServerState:
         self.registry = HandlerRegistry()
         self.threads = HandlerThreads(self.registry)
         self.serving = Serving(self.registry)
-        self.stopping = Stopping(self.registry, self.threads, self.serving)
+        self.offloads = Offloads(self.registry)
+        self.stopping = Stopping(self.registry, self.threads, self.serving, self.offloads)
         self.accept_errors = AcceptErrors(self.registry)
 
     @classmethod
@@ -45,6 +47,18 @@ class ServerState:
         state = cls()
         found: ServerState = vars(server).setdefault("_threaded_state", state)  # atomic, also without the GIL
         if found is state:
-            # A program may drop its server without closing it: idle threads must not outlive it.
-            weakref.finalize(server, state.threads.close).atexit = False
+            # A program may drop its server without closing it: idle threads and workers must not outlive it.
+            weakref.finalize(server, state.close).atexit = False
         return found
+
+    def close(self) -> None:
+        """End what waits for work."""
+        self.threads.close()
+        self.offloads.close()
+
+
+def offload(server: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call ``function`` in a server's executor: see ``ThreadedMixIn.offload``, whose name a program may have taken."""
+    state: ServerState = server._threaded_state
+    return state.offloads.call(server.executor, server.max_offloads, server.at_offload_limit == "refuse",
+                               function, args, kwargs)

@@ -6,8 +6,8 @@ Guarantees:
 - Every caller goes through the same steps; each step is done once, by whoever comes to it first.
 - A caller from *inside* (a handler's thread, the serving thread) waits for nobody who may be waiting for it: not for
   itself, nor for the other callers from inside. A caller from outside waits for them all.
-- A stop takes at most its drain and force time-outs, a moment for threads that only have to return (`_TAIL`), and
-  whatever a program's own hooks take.
+- A stop takes at most its drain and force time-outs, a moment for threads that only have to return (`_TAIL`), one for
+  worker processes, and whatever a program's own hooks take.
 - A client that is accepted while a stop is in progress is woken as it is listed.
 """
 from __future__ import annotations
@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .offload import Offloads
 from .registry import Client, HandlerRegistry
 from .serving import Serving, Turn
 from .threads import HandlerThreads, current_client
@@ -99,10 +100,12 @@ class _Stop:
 class Stopping:
     """The stops of one server, and its way back to serving. Its fields are guarded by the registry's lock."""
 
-    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, serving: Serving) -> None:
+    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, serving: Serving,
+                 offloads: Offloads) -> None:
         self._registry = registry
         self._threads = threads
         self._serving = serving
+        self._offloads = offloads
         self._current: _Stop | None = None
         self.event = threading.Event()  # set when a stop begins; a new one when serving begins again
 
@@ -125,6 +128,7 @@ class Stopping:
             if self._registry.waking:
                 self._registry.waking = False
                 self._threads.open_locked()
+                self._offloads.reopen()
                 self.event = threading.Event()
         return True
 
@@ -153,6 +157,7 @@ class Stopping:
                 self._force(stop)
                 self._wait(stop, caller, self._quiet)
                 self._join_threads(stop)
+            self._end_workers(stop, caller)
             return self._report(stop, caller)
         finally:
             self._leave(stop, caller)
@@ -221,7 +226,8 @@ class Stopping:
         return joined
 
     def _force(self, stop: _Stop) -> None:
-        """Cut the connections that are left, but for those of handlers that wait for this very stop."""
+        """Give up offloaded calls; cut the connections that are left, but for those whose handlers wait for this stop.
+        """
         with self._registry.lock:
             if stop.force_until is not None:
                 return
@@ -229,8 +235,19 @@ class Stopping:
             stop.drained = self._registry.finished - stop.finished_before
             waiting = {caller.client for caller in stop.callers}
             clients = [client for client in self._registry.live.values() if client not in waiting]
+        self._offloads.give_up()  # first: the calls shall meet the stop, not a client that has gone
         for client in clients:
             client.disconnect()
+
+    def _end_workers(self, stop: _Stop, caller: _Caller) -> None:
+        """End the worker processes, once for all; who is outside waits for that."""
+        if self._claim(stop, "workers"):
+            try:
+                self._offloads.close()
+            finally:
+                self._release(stop)
+        elif not caller.inside:
+            self._wait(stop, caller, self._nobody_closes, time.monotonic() + 2 * _TAIL)
 
     def _report(self, stop: _Stop, caller: _Caller) -> StopReport:
         """Say what the stop has done; log who is still running, once."""
@@ -282,12 +299,16 @@ class Stopping:
     def _turns_over(self, stop: _Stop, caller: _Caller) -> bool:
         return all(turn.thread is caller.thread for turn in self._serving.turns)
 
+    def _nobody_closes(self, stop: _Stop, caller: _Caller) -> bool:
+        """Whether nobody else is in a closing step."""
+        return {caller.thread}.issuperset(stop.closers)
+
     def _quiet(self, stop: _Stop, caller: _Caller) -> bool:
         """Whether nothing runs any more that ``caller`` may wait for."""
         if not self._turns_over(stop, caller) or self._registry.closing:
             return False
         if not caller.inside:
-            return not (self._registry.live or self._threads.running) and {caller.thread}.issuperset(stop.closers)
+            return not (self._registry.live or self._threads.running) and self._nobody_closes(stop, caller)
         inside = [other for other in stop.callers if other.inside]
         clients, threads = {other.client for other in inside}, {other.thread for other in inside}
         return clients.issuperset(self._registry.live.values()) and threads.issuperset(self._threads.running)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from ..offload import Offloads
 from ..registry import HandlerRegistry
 from ..serving import AcceptErrors, Serving
 from ..threads import HandlerThreads
@@ -35,12 +36,20 @@ class ServerStats:
     """Handler threads that serve a client."""
     threads_idle: int
     """Handler threads that wait for one."""
+    offloads_running: int
+    """Offloaded calls that have begun; in an executor of the program's: that it has been given."""
+    offloads_waiting: int
+    """Offloaded calls that wait for a worker, or because of ``max_offloads``."""
+    offloads_done: int
+    """Offloaded calls that have returned."""
+    offloads_failed: int
+    """Offloaded calls that have raised, were refused, or were given up."""
     seconds_up: float
     """Seconds since it first served; 0.0 before."""
 
 
 def take_stats(registry: HandlerRegistry, threads: HandlerThreads, serving: Serving,
-               accept_errors: AcceptErrors) -> ServerStats:
+               accept_errors: AcceptErrors, offloads: Offloads) -> ServerStats:
     """Take a snapshot, which is consistent but for the bytes of live clients: those are read one by one."""
     with registry.lock:
         clients = list(registry.live.values())
@@ -48,6 +57,7 @@ def take_stats(registry: HandlerRegistry, threads: HandlerThreads, serving: Serv
         finished, failed, errors = registry.finished, registry.failed, accept_errors.count
         known, received, sent = registry.bytes_known, registry.bytes_received, registry.bytes_sent
         busy, idle = threads.count()
+        calls = offloads.count()
         since = serving.since
     for client in clients:
         traffic = client.traffic()
@@ -57,4 +67,4 @@ def take_stats(registry: HandlerRegistry, threads: HandlerThreads, serving: Serv
             sent += traffic.sent
     return ServerStats(accepted, refused, len(clients), peak, finished, failed, errors,
                        received if known or not accepted else None, sent if known or not accepted else None,
-                       busy, idle, 0.0 if since is None else time.monotonic() - since)
+                       busy, idle, *calls, 0.0 if since is None else time.monotonic() - since)

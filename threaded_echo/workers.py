@@ -1,0 +1,273 @@
+"""The worker processes that a server owns: started, called, ended.
+
+Guarantees:
+
+- A worker is spawned, never forked: a forked one would keep the listening socket open.
+- A worker runs one call at a time, for the one thread that holds it: its death costs that call, and no call gets
+  another's result.
+- A worker ends with the server's process, by SIGKILL too. Busy or not, none outlives `Workers.close`.
+- Who starts a worker, or takes one, ends it or gives it back. `Workers.give_up` only sends the signal that makes the
+  holder notice.
+"""
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .working import BEGUN, READY, work
+
+_START = 60.0  # seconds to import a script's modules; a worker that is silent for longer has failed to start
+_END = 1.0  # seconds for idle workers to return, and for a killed one to be gone
+
+_HAS_PIDFD = hasattr(os, "pidfd_open")  # Linux
+
+# multiprocessing keeps books on its children, and two threads that collect the same child would confuse them. Held
+# while a process is started, signalled or collected, none of which waits for it.
+_books = threading.RLock()
+
+
+class WorkerDied(RuntimeError):
+    """The worker process that ran a call has ended in the middle of it: killed, out of memory, or crashed."""
+
+
+class _WorkerTraceback(Exception):
+    """Carries a worker's traceback, as the cause of the exception that was raised there."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class _NotBegun(Exception):
+    """A worker has ended ahead of a call."""
+
+
+class Worker:
+    """A worker process. Only who holds it calls it; `kill` is for any thread."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ended = False  # guarded by _books
+        self._connection: Connection
+        self._connection, theirs = context.Pipe()
+        # No daemon, since daemons may not have processes of their own. But none may keep the interpreter from ending.
+        self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
+        self._death = -1  # a descriptor that becomes readable when the process ends
+        self.exitcode: int | None = None  # once it is collected
+        try:
+            with _books, _without_interrupt():
+                self._process.start()
+            atexit.register(self.kill)
+            # Processes that a worker forks keep its pipes open when it dies, multiprocessing's sentinel included.
+            self._death = os.pidfd_open(self._process.pid or 0) if _HAS_PIDFD else self._process.sentinel
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Return when the worker can be called. Raises RuntimeError where it has ended, or takes for ever."""
+        try:
+            if self._receive(_START) == READY:
+                return
+        except TimeoutError:
+            reason = f"is not ready after {_START:.0f} s"
+        except (EOFError, OSError):
+            reason = "has ended as it started, and says why on standard error"
+        self.end()
+        raise RuntimeError(f"a worker process {reason}. A script that starts a server with workers must do so under "
+                           "«if __name__ == '__main__':», since each worker imports it") from None
+
+    def call(self, call: bytes) -> Any:
+        """Run a pickled call, and return its result, or raise its exception.
+
+        Raises WorkerDied where the process ends meanwhile, and _NotBegun where it had ended before.
+        """
+        begun = False
+        try:
+            self._connection.send_bytes(call)
+            begun = self._receive() == BEGUN
+            reply = self._receive()
+        except (EOFError, OSError) as error:
+            self.end()
+            if begun:
+                raise WorkerDied(f"a worker process has died in a call, exit code {self.exitcode}") from None
+            raise _NotBegun from error
+        except BaseException:  # a signal's: the reply must not become the next call's
+            self.end()
+            raise
+        try:
+            succeeded, value, text = pickle.loads(reply)
+        except Exception as error:  # whatever an object's own unpickling raises
+            raise TypeError(f"the result of an offloaded call cannot be loaded: {error}") from error
+        if succeeded:
+            return value
+        raise value from (_WorkerTraceback(text) if text else None)
+
+    def _receive(self, timeout: float | None = None) -> bytes:
+        """Receive a message. Raises EOFError or OSError where the process has ended, TimeoutError after ``timeout``."""
+        ready = wait([self._connection, self._death], timeout)
+        if not ready:
+            raise TimeoutError
+        if self._connection not in ready:
+            raise EOFError
+        return self._connection.recv_bytes()
+
+    def is_alive(self) -> bool:
+        """Whether the process can take a call; not for one that was collected."""
+        return not self._ended and not wait([self._death], 0)
+
+    def kill(self) -> None:
+        """End the process in whatever it does; its holder collects it."""
+        with _books:
+            if not self._ended:
+                self._process.kill()
+
+    def hang_up(self) -> None:
+        """Make an idle worker return."""
+        self._connection.close()
+
+    def end(self, patience: float = 0) -> None:
+        """Collect the process; kill it where it is still running after ``patience`` seconds. May be called twice."""
+        self._connection.close()
+        if self._ended or self._process.pid is None:
+            return
+        if self._death < 0 or not wait([self._death], patience):
+            self.kill()
+            wait([self._death if self._death >= 0 else self._process.sentinel], _END)
+        with _books:
+            self._ended = True
+            if not _HAS_PIDFD:  # the sentinel comes a moment ahead of the end
+                self._process.join(_END)
+            self.exitcode = self._process.exitcode
+            with contextlib.suppress(ValueError):  # still running: in the middle of a system call that will not end
+                self._process.close()
+        if _HAS_PIDFD and self._death >= 0:
+            os.close(self._death)
+        atexit.unregister(self.kill)
+
+
+class Workers:
+    """The worker processes of one server; as many as threads hold them at once, and those that were started ahead."""
+
+    def __init__(self) -> None:
+        # Guards what follows. Re-entrant, as the server's is: a stop may come in a signal handler.
+        self._lock = threading.RLock()
+        self._idle: list[Worker] = []
+        self._held: set[Worker] = set()
+        self._given_up = False
+
+    def start(self, count: int) -> None:
+        """Have so many workers, ready to be called. Raises RuntimeError or OSError where one cannot start."""
+        with self._lock:
+            missing = count - len(self._idle) - len(self._held)
+        started: list[Worker] = []
+        try:
+            for _ in range(missing):  # all of them, and then wait
+                started.append(self._hold_new())
+            for worker in started:
+                worker.wait_until_ready()
+        except BaseException:
+            for worker in started:
+                worker.kill()
+            raise
+        finally:
+            for worker in started:
+                self._give_back(worker)
+
+    def call(self, call: bytes) -> Any:
+        """Run a pickled call in a worker, as `Worker.call`. The caller sees to it that not too many do at once."""
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+                if worker is not None:
+                    self._held.add(worker)
+            fresh = worker is None
+            try:
+                if worker is None:
+                    worker = self._hold_new()
+                    worker.wait_until_ready()
+                return worker.call(call)
+            except _NotBegun:
+                if fresh:  # the call itself has killed it, by its size for example
+                    raise WorkerDied("a worker process has died as it received a call") from None
+            finally:
+                if worker is not None:
+                    self._give_back(worker)
+
+    def _hold_new(self) -> Worker:
+        worker = Worker()
+        with self._lock:
+            self._held.add(worker)
+            if self._given_up:
+                worker.kill()
+        return worker
+
+    def _give_back(self, worker: Worker) -> None:
+        alive = worker.is_alive()
+        with self._lock:
+            self._held.discard(worker)
+            keeps = alive and not self._given_up
+            if keeps:
+                self._idle.append(worker)
+        if not keeps:
+            worker.kill()
+            worker.end()
+
+    def give_up(self) -> None:
+        """Kill the workers that are held: who holds one meets WorkerDied. Until `reopen`, so does every other call."""
+        with self._lock:
+            self._given_up = True
+            for worker in self._held:
+                worker.kill()
+
+    def close(self) -> None:
+        """Give up, and end the idle workers."""
+        self.give_up()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.hang_up()
+        deadline = time.monotonic() + _END
+        for worker in idle:
+            worker.end(max(0, deadline - time.monotonic()))
+
+    def reopen(self) -> None:
+        """Take calls again."""
+        with self._lock:
+            self._given_up = False
+
+
+@contextlib.contextmanager
+def _without_interrupt() -> Iterator[None]:
+    """Start a process in which SIGINT is blocked, until it ignores it: a terminal sends it to the workers, too."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    multiprocessing.resource_tracker.ensure_running()  # which would unblock it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Pickle a call. Raises TypeError where it cannot be, with the reason."""
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    try:
+        # The name goes first, for an error message where the rest cannot be loaded.
+        return pickle.dumps((name, pickle.dumps((function, args, kwargs))))
+    except Exception as error:  # whatever an object's own pickling raises
+        raise TypeError(f"{name} cannot be sent to a worker process: {error}") from error
