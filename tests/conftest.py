@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing.resource_tracker
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,12 @@ import pytest
 
 from threaded_echo import ThreadedTCPServer
 
+from .tools import Meeting
+
 LOOPBACK = ("127.0.0.1", 0)
+
+# Started with the first process of its kind, it stays until the interpreter ends, and so does a descriptor to it.
+multiprocessing.resource_tracker.ensure_running()
 
 
 def open_descriptors() -> set[str]:
@@ -27,12 +33,14 @@ def open_descriptors() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """Fail a test that leaves a thread or a descriptor. Pytest itself fails it for an exception in a thread."""
+    """Fail a test that leaves a thread, a process or a descriptor; pytest does for an exception in a thread."""
     threads, descriptors = set(threading.enumerate()), open_descriptors()
     yield
     gc.collect()
     left = set(threading.enumerate()) - threads
     assert not left, f"threads are left: {left}"
+    processes = multiprocessing.active_children()
+    assert not processes, f"processes are left: {processes}"
     left_open = open_descriptors() - descriptors
     assert not left_open, f"descriptors are left: {left_open}"
 
@@ -53,3 +61,11 @@ def serve() -> Iterator[Callable[..., ThreadedTCPServer]]:
     yield start
     for server in servers:
         server.stop(drain=0)
+
+
+@pytest.fixture
+def meeting() -> Iterator[Meeting]:
+    """Meet offloaded calls while they run."""
+    made = Meeting()
+    yield made
+    made.close()

@@ -5,6 +5,7 @@ import errno
 import importlib
 import io
 import logging
+import multiprocessing
 import os
 import re
 import runpy
@@ -21,9 +22,10 @@ from typing import Any, TextIO
 
 import pytest
 
-from threaded_echo import EchoHandler, LineHandler, ThreadedTCPServer, __main__, cli
+from threaded_echo import ClientHandler, EchoHandler, LineHandler, ThreadedTCPServer, __main__, cli
 from threaded_echo.serving import Background
 
+from . import calls
 from .tools import GUARD, Gate, ask, connect, receive, receive_all, running, wait_until
 
 STOPPED = r"stopped in \d+\.\d\d\d s: {} drained, {} forced, {} still running"
@@ -217,6 +219,33 @@ def test_one_client_live_is_singular():
 
     _, lines = run(["--port", "0"], script)
     assert lines[2:4] == ["stopping: 1 client live", "client 1 disconnected"]
+
+
+class Where(ClientHandler):
+    """Tells in which process its work is done."""
+
+    def process(self, data):
+        """Reply with it."""
+        return b"%d" % self.offload(os.getpid)
+
+
+def test_workers_compute_for_the_handler(named):
+    """What it offloads runs in another process, and they are gone at the end."""
+    def script(operator):
+        """Ask for a worker's process."""
+        assert int(ask(operator.address(), b"x")) != os.getpid()
+        operator.interrupt()
+
+    status, _ = run(["--port", "0", "--workers", "2", "--handler", named(Where)], script)
+    assert status == cli.OK
+    assert not multiprocessing.active_children()
+
+
+def test_workers_that_cannot_start_are_an_exit_status(monkeypatch, capsys):
+    """With one line that says why."""
+    monkeypatch.setattr("threaded_echo.workers.work", calls.end_as_it_starts)
+    assert cli.main(["--port", "0", "--workers", "1"]) == cli.FAILED
+    assert capsys.readouterr().err.startswith("threaded_echo: cannot serve: a worker process has ended as it starte")
 
 
 def test_quiet_tells_of_the_start_and_the_stop_only():
@@ -781,6 +810,8 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--duration", "nan"], "--duration"),
     (["--drain-timeout", "inf"], "--drain-timeout"),
     (["--force-timeout", "-0.1"], "--force-timeout"),
+    (["--workers", "0"], "--workers"),
+    (["--workers", "two"], "--workers"),
     (["--handler", ""], "--handler"),
     (["--handler", "module"], "--handler"),
     (["--handler", "module:"], "--handler"),

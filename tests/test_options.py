@@ -27,6 +27,13 @@ from .tools import Echo, ask
     ({"request_queue_size": True}, TypeError),
     ({"request_queue_size": -1}, ValueError),
     ({"reuse_threads": "no"}, TypeError),
+    ({"executor": 0}, ValueError),
+    ({"executor": True}, TypeError),
+    ({"executor": "threads"}, TypeError),
+    ({"max_offloads": 0}, ValueError),
+    ({"max_offloads": 2.0}, TypeError),
+    ({"at_offload_limit": "panic"}, ValueError),
+    ({"at_offload_limit": None}, ValueError),
     ({"daemon_threads": 2}, TypeError),
     ({"allow_reuse_address": "yes"}, TypeError),
 ])

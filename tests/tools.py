@@ -1,11 +1,12 @@
 """What tests share: clients, and handlers that say where they are and wait to be released."""
 from __future__ import annotations
 
+import select
 import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 GUARD = 50.0
@@ -116,3 +117,34 @@ class Echo(socketserver.BaseRequestHandler):
         """Echo until end of stream."""
         while data := self.request.recv(4096):
             self.request.sendall(data)
+
+
+class Meeting:
+    """A listener for `calls.meet`: knows when an offloaded call has begun, and lets it go on."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(GUARD)
+        self.address = self._listener.getsockname()
+        self._guests: list[socket.socket] = []
+
+    def welcome(self) -> int:
+        """Wait until a call has begun; return its process."""
+        guest, _ = self._listener.accept()
+        guest.settimeout(GUARD)
+        self._guests.append(guest)
+        return int(guest.recv(16))
+
+    def is_awaited(self) -> bool:
+        """Whether a call has begun that nobody has welcomed."""
+        return bool(select.select([self._listener], [], [], 0)[0])
+
+    def dismiss(self, answer: bytes = b"go") -> None:
+        """Let the call return that began first, if it is still alive."""
+        with self._guests.pop(0) as guest, suppress(OSError):
+            guest.sendall(answer)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in (self._listener, *self._guests):
+            connection.close()

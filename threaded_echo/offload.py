@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from .registry import Client, HandlerRegistry
+from .serving import Turn
 from .threads import current_client
 from .workers import WorkerDied, Workers, pickle_call
 
@@ -41,6 +42,7 @@ class _Bell:
         self._lock = threading.Lock()  # excludes the closing from the ringing
         self._waker, self._alarm = socket.socketpair()
         self._alarm.setblocking(False)
+        self.places: int | None = None  # how many calls may run for this one to begin
 
     def ring(self, *_: object) -> None:
         """End the wait. Any thread, any number of times, also after the closing."""
@@ -78,17 +80,22 @@ class Offloads:
         self._queue: deque[_Bell] = deque()  # who waits for a turn
         self._submitted: set[_Bell] = set()  # who waits for an executor of the program's
         self._given_up = False
+        self._nesting = threading.local()  # inside: whether the calling thread is in an offloaded function
 
     # For the server.
 
-    def open(self, executor: object) -> None:
-        """Start the worker processes, ahead of the first client. Raises RuntimeError or OSError where one cannot."""
+    def open(self, executor: object, turn: Turn) -> None:
+        """Start the worker processes, ahead of the first client. Raises WorkerDied or OSError where one cannot."""
         if isinstance(executor, int):
             try:
-                self._workers.start(executor)
-            except RuntimeError:
-                if not self._given_up:  # a stop has ended them as they started
+                self._workers.start(executor, lambda: turn.stopped)
+            except WorkerDied:
+                if not turn.stopped:
                     raise
+
+    def interrupt_open(self) -> None:
+        """Do not wait for workers that a stop would end anyway, and that may take long to import their script."""
+        self._workers.interrupt_start()
 
     def reopen(self) -> None:
         """Take calls again; the registry's lock is held, so that no stop is in progress."""
@@ -126,14 +133,17 @@ class Offloads:
             run: Callable[[], Any]
             workers = None
             if executor is None:
-                run = partial(function, *args, **kwargs)
+                run = partial(self._run_inside, partial(function, *args, **kwargs))
             elif isinstance(executor, int):
                 workers = executor
                 run = partial(self._workers.call, pickle_call(function, args, kwargs))
             else:
                 run = partial(self._submit, client, executor, partial(function, **kwargs) if kwargs else function, args)
+            places = min(filter(None, (limit, workers)), default=None)
+            if getattr(self._nesting, "inside", False):  # this thread has its place, and would wait for itself
+                limit = places = None
             with self._computing(client):
-                self._begin(client, limit, refuse, min(filter(None, (limit, workers)), default=None))
+                self._begin(client, limit, refuse, places)
                 try:
                     result = run()
                 except WorkerDied as error:
@@ -162,6 +172,15 @@ class Offloads:
         finally:
             client.computing = before
 
+    def _run_inside(self, function: Callable[[], Any]) -> Any:
+        """Call ``function`` in this thread."""
+        before = getattr(self._nesting, "inside", False)
+        self._nesting.inside = True
+        try:
+            return function()
+        finally:
+            self._nesting.inside = before
+
     def _begin(self, client: Client | None, limit: int | None, refuse: bool, places: int | None) -> None:
         """Wait for a turn, of which there are ``places`` (``None``: no end). Whoever has begun has to `_end`."""
         bell = None
@@ -175,6 +194,7 @@ class Offloads:
                 if refuse and limit is not None and self.running + len(self._queue) >= limit:
                     raise OffloadRefused(f"{limit} offloaded calls are running or waiting already")
                 if bell is not None:
+                    bell.places = places
                     self._queue.append(bell)
                     break
             bell = _Bell()
@@ -212,10 +232,10 @@ class Offloads:
     def _end(self) -> None:
         """Let the next call begin."""
         with self._lock:
-            if self._queue:
-                self._queue.popleft().ring()  # which takes the place: it counts as running from here
-            else:
-                self.running -= 1
+            self.running -= 1
+            if self._queue and (self._queue[0].places is None or self.running < self._queue[0].places):
+                self.running += 1
+                self._queue.popleft().ring()
 
     def _submit(self, client: Client | None, executor: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Call ``function`` in an executor of the program's, of which only ``submit`` is used."""

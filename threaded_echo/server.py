@@ -107,7 +107,7 @@ class ThreadedMixIn(_Base):
             if not state.stopping.begin_serving(turn, self.fileno):
                 return
             check_listening(self.socket)
-            state.offloads.open(self.executor)
+            state.offloads.open(self.executor, turn)
             if turn.stopped:
                 return
             with Unblocked(self.socket):
@@ -136,7 +136,7 @@ class ThreadedMixIn(_Base):
         try:
             if not state.stopping.begin_serving(turn, self.fileno):
                 return
-            state.offloads.open(self.executor)
+            state.offloads.open(self.executor, turn)
             state.serving.accepting()
             while not turn.stopped:
                 remaining = None if deadline is None else max(0, deadline - time.monotonic())

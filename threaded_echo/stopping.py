@@ -193,8 +193,9 @@ class Stopping:
         return stop, caller, begins
 
     def _wake(self) -> None:
-        """Tell the handlers that wait for the stop, and those that wait for their clients."""
+        """Tell the handlers that wait for the stop, those that wait for their clients, and a loop that is starting."""
         self.event.set()
+        self._offloads.interrupt_open()
         for client in self._registry.snapshot().values():  # who comes later is woken as it comes
             client.wake()
 

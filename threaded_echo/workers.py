@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from .working import BEGUN, READY, work
+from .working import BEGUN, work
 
 _START = 60.0  # seconds to import a script's modules; a worker that is silent for longer has failed to start
 _END = 1.0  # seconds for idle workers to return, and for a killed one to be gone
@@ -38,7 +38,7 @@ _books = threading.RLock()
 
 
 class WorkerDied(RuntimeError):
-    """The worker process that ran a call has ended in the middle of it: killed, out of memory, or crashed."""
+    """A worker process has ended: killed, out of memory, or crashed in the middle of a call; or as it started."""
 
 
 class _WorkerTraceback(Exception):
@@ -77,17 +77,17 @@ class Worker:
             theirs.close()
 
     def wait_until_ready(self) -> None:
-        """Return when the worker can be called. Raises RuntimeError where it has ended, or takes for ever."""
+        """Return when the worker can be called. Raises WorkerDied where it has ended, or takes for ever."""
         try:
-            if self._receive(_START) == READY:
-                return
+            self._receive(_START)
+            return
         except TimeoutError:
             reason = f"is not ready after {_START:.0f} s"
         except (EOFError, OSError):
             reason = "has ended as it started, and says why on standard error"
         self.end()
-        raise RuntimeError(f"a worker process {reason}. A script that starts a server with workers must do so under "
-                           "«if __name__ == '__main__':», since each worker imports it") from None
+        raise WorkerDied(f"a worker process {reason}. Each worker imports the script, which has to be a file, and to "
+                         "start its servers under «if __name__ == '__main__':»") from None
 
     def call(self, call: bytes) -> Any:
         """Run a pickled call, and return its result, or raise its exception.
@@ -166,45 +166,69 @@ class Workers:
         self._lock = threading.RLock()
         self._idle: list[Worker] = []
         self._held: set[Worker] = set()
+        self._starting: list[Worker] = []  # ahead of the first client; held, too
         self._given_up = False
 
-    def start(self, count: int) -> None:
-        """Have so many workers, ready to be called. Raises RuntimeError or OSError where one cannot start."""
+    def start(self, count: int, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Have so many workers, ready to be called. Raises WorkerDied or OSError where one cannot start.
+
+        Raises WorkerDied, too, where ``is_over`` comes true and `interrupt_start` is called after that.
+        """
         with self._lock:
             missing = count - len(self._idle) - len(self._held)
-        started: list[Worker] = []
+        started = []
         try:
             for _ in range(missing):  # all of them, and then wait
-                started.append(self._hold_new())
+                started.append(worker := self._hold_new())
+                with self._lock:
+                    self._starting.append(worker)
+                if is_over():  # interrupted before this one was known
+                    worker.kill()
             for worker in started:
                 worker.wait_until_ready()
         except BaseException:
             for worker in started:
                 worker.kill()
+            for worker in started:
+                worker.end()
             raise
         finally:
+            with self._lock:
+                self._starting.clear()
             for worker in started:
                 self._give_back(worker)
+
+    def interrupt_start(self) -> None:
+        """Make `start` in another thread end, with WorkerDied."""
+        with self._lock:
+            for worker in self._starting:
+                worker.kill()
 
     def call(self, call: bytes) -> Any:
         """Run a pickled call in a worker, as `Worker.call`. The caller sees to it that not too many do at once."""
         while True:
-            with self._lock:
-                worker = self._idle.pop() if self._idle else None
-                if worker is not None:
-                    self._held.add(worker)
+            worker = self._hold_idle()
             fresh = worker is None
+            worker = worker or self._hold_new()
             try:
-                if worker is None:
-                    worker = self._hold_new()
+                if fresh:
                     worker.wait_until_ready()
                 return worker.call(call)
             except _NotBegun:
                 if fresh:  # the call itself has killed it, by its size for example
                     raise WorkerDied("a worker process has died as it received a call") from None
             finally:
-                if worker is not None:
-                    self._give_back(worker)
+                self._give_back(worker)
+
+    def _hold_idle(self) -> Worker | None:
+        with self._lock:
+            if self._given_up:
+                raise WorkerDied("the server's workers have ended")
+            if not self._idle:
+                return None
+            worker = self._idle.pop()
+            self._held.add(worker)
+        return worker
 
     def _hold_new(self) -> Worker:
         worker = Worker()

@@ -10,14 +10,14 @@ import threading
 import traceback
 from multiprocessing.connection import Connection
 
-READY, BEGUN = b"ready", b"begun"
-"""What a worker says before its first call, and on taking one: whatever follows it has cost the call."""
+BEGUN = b"begun"
+"""What a worker says when it has received a call: from here on, its death has cost that."""
 
 NICENESS = 10
 """How much lower a worker's priority is: replies go first, and idle processors are used all the same."""
 
 
-def work(connection: Connection) -> None:
+def work(connection: Connection) -> None:  # pragma: no cover - in another process, where nothing measures it
     """Run calls until the server hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server alone decides what a terminal's interrupt means
     if hasattr(signal, "pthread_sigmask"):
@@ -26,14 +26,14 @@ def work(connection: Connection) -> None:
         os.nice(NICENESS)
     end_with_the_server()
     with contextlib.suppress(EOFError, OSError):
-        connection.send_bytes(READY)
+        connection.send_bytes(b"ready")
         while True:
             call = connection.recv_bytes()
             connection.send_bytes(BEGUN)
             connection.send_bytes(run_call(call))
 
 
-def end_with_the_server() -> None:
+def end_with_the_server() -> None:  # pragma: no cover - as before
     """End this process, in whatever it does, once the server's has ended."""
     server = multiprocessing.parent_process()
     assert server is not None, "this is no worker"

@@ -3,6 +3,9 @@
  *   load PORT connect  CONCURRENCY SECONDS SIZE        connect, send, receive the echo, close; again
  *   load PORT pingpong CONCURRENCY SECONDS SIZE LINES  LINES lines of SIZE bytes in all, and their echo; again
  *   load PORT hold     CONCURRENCY                     connect, one byte each, then wait for the end of standard input
+ *   load PORT mixed    HEAVY SECONDS                   one client sends "light", and after its echo rests a millisecond;
+ *                                                      HEAVY clients send "heavy", which the server takes time to echo.
+ *                                                      The times are the light client's, the jobs the heavy ones'
  *
  * Clients come from 127.0.0.2 to 127.0.0.251, since one address has some 28,000 ports, and a closed connection keeps its
  * port for a minute. A run that an error disturbs says so in "errors".
@@ -23,10 +26,18 @@
 
 enum { ADDRESSES = 250, EVENTS = 256 };
 static const double GRACE = 5; /* seconds after the end for a run that has got stuck */
+static const int64_t REST = 1000000, NEVER = INT64_MAX; /* ns */
+static const char LIGHT[] = "light\n", HEAVY[] = "heavy\n"; /* as long as each other */
+/* In a mixed load, this program stands for clients on other machines, whom the server's computing cannot keep from
+ * reading their replies. Here it can: so the program goes ahead of the server, and what it measures is the server's
+ * doing alone. That takes little from the jobs, since it hardly computes. Most users may not raise a priority; for them
+ * the times of every server include this program's own waits for a processor. "nice" tells which it was. */
+static const int NICENESS = -5;
 
 struct client {
     int socket;
     int connected;
+    const char *message;
     size_t sent, received;
     int64_t started; /* ns */
 };
@@ -69,6 +80,7 @@ static void open_client(struct client *c) {
     to.sin_port = htons(port);
     if (bind(c->socket, (struct sockaddr *)&from, sizeof from)) fail("bind");
     c->connected = 0;
+    if (!c->message) c->message = message;
     c->sent = c->received = 0;
     c->started = now();
     struct epoll_event event = {.events = EPOLLOUT, .data.ptr = c};
@@ -79,7 +91,7 @@ static void open_client(struct client *c) {
 /* Sends what is left of the message, and asks to be told when there is room for more. */
 static int send_more(struct client *c) {
     while (c->sent < size) {
-        ssize_t n = send(c->socket, message + c->sent, size - c->sent, MSG_NOSIGNAL);
+        ssize_t n = send(c->socket, c->message + c->sent, size - c->sent, MSG_NOSIGNAL);
         if (n < 0) {
             if (errno == EAGAIN) break;
             return -1;
@@ -88,6 +100,13 @@ static int send_more(struct client *c) {
     }
     struct epoll_event event = {.events = EPOLLIN | (c->sent < size ? EPOLLOUT : 0), .data.ptr = c};
     return epoll_ctl(epoll, EPOLL_CTL_MOD, c->socket, &event);
+}
+
+/* Returns 0, or -1 on an error. */
+static int begin_round(struct client *c) {
+    c->sent = c->received = 0;
+    c->started = now();
+    return send_more(c);
 }
 
 /* Returns 1 when a round is complete, 0 when more is to come, -1 on an error. */
@@ -116,25 +135,9 @@ static int by_value(const void *a, const void *b) {
 
 static double percentile(double share) { return taken ? times[(size_t)(share * (taken - 1))] / 1e3 : 0; }
 
-int main(int argc, char **argv) {
-    if (argc < 4) return fprintf(stderr, "usage: see the top of load.c\n"), 2;
-    port = atoi(argv[1]);
-    int connects = !strcmp(argv[2], "connect"), holds = !strcmp(argv[2], "hold");
-    int count = atoi(argv[3]);
-    double seconds = holds ? 60 : atof(argv[4]);
-    if (!holds) size = strtoul(argv[5], NULL, 10);
-    size_t lines = !holds && !connects && argc > 6 ? strtoul(argv[6], NULL, 10) : 1;
-    struct rlimit limit;
-    getrlimit(RLIMIT_NOFILE, &limit);
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-    message = malloc(size);
-    sink = malloc(size);
-    memset(message, 'x', size);
-    for (size_t line = 1; line <= lines; line++) message[size * line / lines - 1] = '\n';
-    epoll = epoll_create1(0);
+static void repeat(int count, double seconds, int connects, int holds) {
     struct client *clients = calloc(count, sizeof *clients);
-    int64_t began = now(), end = began + (int64_t)(seconds * 1e9);
+    int64_t end = now() + (int64_t)(seconds * 1e9);
     int done = 0;
     /* Clients that only hold come one after the other in small groups, so that the backlog does not overflow. */
     int next = holds && count > 64 ? 64 : count;
@@ -165,15 +168,96 @@ int main(int argc, char **argv) {
             }
         }
     }
-    double took = (now() - began) / 1e9;
+}
+
+/* Returns how many heavy jobs are done in time. What is measured begins when every client is being served, which a round
+ * with "light" tells, and ends when the light client has the answer that it then waits for, however late. */
+static size_t mix(int heavy, double seconds) {
+    struct client *clients = calloc(heavy + 1, sizeof *clients), *light = clients;
+    int served = 0;
+    size_t jobs = 0;
+    int64_t end = NEVER, due = NEVER; /* the light client's next round; NEVER while it waits for an answer */
+    int64_t stuck = now() + (int64_t)(GRACE * 1e9);
+    for (int i = 0; i <= heavy; i++) {
+        clients[i].message = LIGHT;
+        open_client(clients + i);
+    }
+    while (now() < end || due == NEVER) {
+        struct epoll_event events[EVENTS];
+        int64_t left = due - now();
+        int n = epoll_wait(epoll, events, EVENTS, due == NEVER ? 100 : left < 0 ? 0 : (int)((left + 999999) / 1000000));
+        if (n < 0 && errno != EINTR) fail("epoll_wait");
+        if (now() > stuck) return errors++, jobs;
+        for (int i = 0; i < n; i++) {
+            struct client *c = events[i].data.ptr;
+            /* Who has had the answer expects nothing but its own next round: this would be the end of the stream. */
+            int result = c->received == size ? -1 : step(c, events[i].events);
+            if (!result) continue;
+            if (result < 0) return errors++, jobs;
+            int64_t at = now();
+            if (end == NEVER) {
+                if (++served <= heavy) continue;
+                end = at + (int64_t)(seconds * 1e9);
+                stuck = end + (int64_t)(GRACE * 1e9);
+                due = at;
+                for (int other = 1; other <= heavy; other++) {
+                    clients[other].message = HEAVY;
+                    if (begin_round(clients + other)) return errors++, jobs;
+                }
+            } else if (c == light) {
+                take(at - c->started);
+                due = at + REST;
+            } else {
+                jobs += at < end;
+                if (begin_round(c)) return errors++, jobs;
+            }
+        }
+        if (now() >= due && now() < end) {
+            due = NEVER;
+            if (begin_round(light)) return errors++, jobs;
+        }
+    }
+    return jobs;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 4) return fprintf(stderr, "usage: see the top of load.c\n"), 2;
+    port = atoi(argv[1]);
+    int connects = !strcmp(argv[2], "connect"), holds = !strcmp(argv[2], "hold"), mixes = !strcmp(argv[2], "mixed");
+    if (argc < (holds ? 4 : mixes ? 5 : 6)) return fprintf(stderr, "usage: see the top of load.c\n"), 2;
+    int count = atoi(argv[3]);
+    double seconds = holds ? 60 : atof(argv[4]);
+    if (mixes) size = strlen(LIGHT);
+    else if (!holds) size = strtoul(argv[5], NULL, 10);
+    size_t lines = argc > 6 && !connects ? strtoul(argv[6], NULL, 10) : 1;
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    message = malloc(size);
+    sink = malloc(size);
+    memset(message, 'x', size);
+    for (size_t line = 1; line <= lines; line++) message[size * line / lines - 1] = '\n';
+    epoll = epoll_create1(0);
+    int64_t began = now();
+    size_t jobs = 0;
+    if (mixes) {
+        setpriority(PRIO_PROCESS, 0, NICENESS); /* refused to most users, who then go without */
+        jobs = mix(count, seconds);
+    } else {
+        repeat(count, seconds, connects, holds);
+    }
+    double took = (now() - began) / 1e9, measured = mixes ? seconds : took;
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     double cpu = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
     size_t rounds = taken;
     qsort(times, taken, sizeof *times, by_value);
     printf("{\"rounds\": %zu, \"seconds\": %.6f, \"errors\": %zu, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f, "
-           "\"load_cpu\": %.3f}\n",
-           rounds, took, errors, percentile(.5), percentile(.99), percentile(1), cpu / took);
+           "\"load_cpu\": %.3f",
+           rounds, measured, errors, percentile(.5), percentile(.99), percentile(1), cpu / took);
+    if (mixes) printf(", \"jobs\": %zu, \"nice\": %d", jobs, getpriority(PRIO_PROCESS, 0));
+    puts("}");
     fflush(stdout);
     if (holds) {
         char byte;

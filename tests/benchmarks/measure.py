@@ -5,6 +5,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,11 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+
+
+def shown(value: float) -> str:
+    """Format a figure for people: four digits of a small one, a large one as a whole number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @dataclass
@@ -40,12 +46,12 @@ class Row:
     def spread(self, name: str) -> str:
         """Return the least and the greatest."""
         values = self.figures[name]
-        return f"{min(values):,.4g} – {max(values):,.4g}"
+        return f"{shown(min(values))} – {shown(max(values))}"
 
 
 @dataclass
 class Table:
-    """The rows of one benchmark. ``key`` is the figure that is compared."""
+    """The rows of one benchmark. ``key`` is the figure that is compared; ``logarithmic`` is for its picture."""
 
     name: str
     title: str
@@ -53,6 +59,7 @@ class Table:
     unit: str
     columns: tuple[str, ...]
     more_is_better: bool = True
+    logarithmic: bool = False
     rows: list[Row] = field(default_factory=list)
 
     def row(self, load: str, peer: str) -> Row:
@@ -77,9 +84,9 @@ class Table:
             lines.append(f"  {load}")
             for row in (row for row in self.rows if row.load == load):
                 ratio = self.ratio(row)
-                times = "" if ratio is None else f"{ratio:6.2f} x stock"
-                rest = "  ".join(f"{name} {row.median(name):,.4g}" for name in self.columns if name in row.figures)
-                lines.append(f"    {row.peer:<24}{row.median(self.key):>12,.4g}  ({row.spread(self.key)})"
+                times = "" if ratio is None else f"{ratio:6.3g} x stock"
+                rest = "  ".join(f"{name} {shown(row.median(name))}" for name in self.columns if name in row.figures)
+                lines.append(f"    {row.peer:<29}{shown(row.median(self.key)):>12}  ({row.spread(self.key)})"
                              f"  {times:<14}  {rest}")
         return "\n".join(lines)
 
@@ -87,6 +94,9 @@ class Table:
         """Return everything, for JSON."""
         return asdict(self)
 
+
+PATIENCE = 10.0
+"""Seconds that a program has to end, its workers included."""
 
 C_SERVER = "C with epoll"
 """The name of `echo.c` among the peers: what the load generator reaches with a server that costs next to nothing."""
@@ -107,10 +117,14 @@ def compiled(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Where:
-    """What the servers run on: the interpreter, and the processors (``None``: all of them)."""
+    """What the servers run on: the interpreter, and the processors (``None``: all of them).
+
+    ``free_threaded`` is the interpreter of the peers that are for one without the GIL (``None``: leave them out).
+    """
 
     python: str = sys.executable
     cpus: frozenset[int] | None = None
+    free_threaded: str | None = None
 
     def pin(self) -> None:
         """Keep the calling process to the processors."""
@@ -118,13 +132,17 @@ class Where:
             os.sched_setaffinity(0, self.cpus)
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of a program that is measured."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+
+
 @contextmanager
 def server(peer: str, body: str, where: Where) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run a server in a process of its own; yield it and its port."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [where.python, "-m", "tests.benchmarks.peers", peer, body] if peer != C_SERVER else [compiled("echo")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
-                               env=environment, preexec_fn=where.pin)
+                               env=environment(), preexec_fn=where.pin)
     try:
         assert process.stdout is not None
         yield process, int(process.stdout.readline())
@@ -133,13 +151,41 @@ def server(peer: str, body: str, where: Where) -> Iterator[tuple[subprocess.Pope
         process.communicate()
 
 
+@contextmanager
+def program(where: Where, name: str, *arguments: str) -> Iterator[str]:
+    """Run a program of this folder that ends, with its worker processes, when its standard input does.
+
+    Yield the first line that it prints. Raises RuntimeError where it prints none.
+    """
+    command = [where.python, "-m", f"{__package__}.{name}", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True, cwd=ROOT, env=environment(), preexec_fn=where.pin, start_new_session=True)
+    assert process.stdin is not None and process.stdout is not None
+    with process.stdout:
+        try:
+            line = process.stdout.readline().strip()
+            if not line:
+                raise RuntimeError(f"{' '.join(command)}: has not started; run it by hand to see why")
+            yield line
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # its workers too
+                process.wait()
+
+
 def load(port: int, *arguments: object) -> dict[str, float]:
-    """Run the load generator to its end, and return its figures with the rounds a second."""
+    """Run the load generator to its end, and return its figures with the rounds a second, and the jobs if any."""
     command = [compiled("load"), str(port), *map(str, arguments)]
     figures: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     if figures["errors"]:
         print(f"\n  {figures['errors']:.0f} errors under {' '.join(map(str, arguments))}", file=sys.stderr)
-    return {**figures, "per_second": figures["rounds"] / figures["seconds"]}
+    figures["per_second"] = figures["rounds"] / figures["seconds"]
+    if "jobs" in figures:
+        figures["jobs_per_second"] = figures["jobs"] / figures["seconds"]
+    return figures
 
 
 Step = Callable[[], None]

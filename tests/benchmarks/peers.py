@@ -71,9 +71,9 @@ class StockServer(socketserver.ThreadingTCPServer):
     block_on_close = False
 
 
-def announce(port: int) -> None:
-    """Tell the port to who waits for it."""
-    print(port, flush=True)
+def announce(where: int | str) -> None:
+    """Tell the port, or the address, to who waits for it."""
+    print(where, flush=True)
 
 
 def stock(body: str) -> None:

@@ -1,9 +1,10 @@
 """Bar charts of the results, as SVG, with matplotlib (of the ``bench`` extra)."""
 from __future__ import annotations
 
+from math import floor, log10
 from pathlib import Path
 
-from .measure import Table
+from .measure import Table, shown
 
 OURS, OTHERS = "#1f6f8b", "#b8c4c9"
 
@@ -15,7 +16,8 @@ def draw(table: Table, machine: str, folder: Path) -> Path:
     from matplotlib import pyplot
     pyplot.rcParams["svg.hashsalt"] = "threaded_echo"  # the same results make the same file
     loads = list(dict.fromkeys(row.load for row in table.rows))
-    figure, axes = pyplot.subplots(1, len(loads), figsize=(3.4 * len(loads) + 1.4, 2.9), squeeze=False, sharey=True)
+    figure, axes = pyplot.subplots(1, len(loads), figsize=(3.4 * len(loads) + 1.4, 2.9), squeeze=False, sharey=True,
+                                   sharex=table.logarithmic)
     peers = list(dict.fromkeys(row.peer for row in table.rows))[::-1]
     for place, load in zip(axes[0], loads, strict=True):
         rows = {row.peer: row for row in table.rows if row.load == load}
@@ -25,11 +27,17 @@ def draw(table: Table, machine: str, folder: Path) -> Path:
                 median = rows[peer].median(table.key)
                 place.barh(height, median, color=OURS if peer.startswith("threaded_echo") else OTHERS,
                            xerr=[[median - min(values)], [max(values) - median]], error_kw={"lw": 0.8, "alpha": 0.6})
-                place.annotate(f"{median:,.4g}", (median, height), xytext=(3, 5), textcoords="offset points",
+                place.annotate(shown(median), (median, height), xytext=(3, 5), textcoords="offset points",
                                fontsize=7)
         place.set_yticks(range(len(peers)), peers)
         place.set_title(load, fontsize=9)
-        place.margins(x=0.22)
+        if table.logarithmic:
+            place.set_xscale("log")
+            # Such a scale has no zero: all bars begin at the same power of ten.
+            everything = [value for row in table.rows for value in row.figures[table.key] if value > 0] or [1.0]
+            place.set_xlim(10 ** floor(log10(min(everything))), max(everything) * 8)
+        else:
+            place.margins(x=0.22)
         place.tick_params(labelsize=8)
         place.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{table.title}: {table.unit}", fontsize=10)

@@ -2,18 +2,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 
-from .measure import ROOT, Step, Table, Where, compiled
+from .measure import ROOT, Step, Table, Where, compiled, environment
 
 
 def program(where: Where, *arguments: object) -> dict[str, float]:
     """Run a standing server, and return its figures."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [where.python, "-m", f"{__package__}.standing_server", *map(str, arguments), str(compiled("load"))]
     figures: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT,
-                                                          env=environment, preexec_fn=where.pin).stdout)
+                                                          env=environment(), preexec_fn=where.pin).stdout)
     return figures
 
 

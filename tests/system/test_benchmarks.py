@@ -28,6 +28,22 @@ def test_benchmark_prints_and_keeps_its_figures(tmp_path, names):
         assert table["title"] in done.stdout
 
 
+def test_offload_benchmark_measures_light_and_heavy_clients(tmp_path):
+    """The light client is answered, and heavy jobs are done wherever there are heavy clients."""
+    peers = ["stock", "threaded_echo, inline", "threaded_echo, workers"]
+    command = [sys.executable, "-m", "tests.benchmarks", "offload", "--rounds", "1", "--seconds", "0.3",
+               "--peers", *peers, "--no-pictures", "--output", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0 and "errors" not in done.stderr, done.stderr
+    rows = json.loads((tmp_path / "offload.json").read_text())["rows"]
+    assert [row["peer"] for row in rows] == peers * 4
+    for row in rows:
+        figures = {name: values[0] for name, values in row["figures"].items()}
+        assert figures["errors"] == 0 and figures["rounds"] > 0
+        assert 0 < figures["p50_us"] <= figures["p99_us"] <= figures["max_us"]
+        assert (figures["jobs"] > 0) == (row["load"] != "0 heavy clients")
+
+
 @pytest.mark.parametrize("benchmark_name", ["many", "idle"])
 def test_standing_benchmark_measures_itself(benchmark_name):
     """With few clients: it prints figures, and the server that it measures stops."""

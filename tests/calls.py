@@ -1,0 +1,123 @@
+"""Functions that tests offload: worker processes import this module, which imports next to nothing."""
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+GUARD = 50.0  # as in tools, which imports more
+
+
+def square(number: int) -> int:
+    """Square a number."""
+    return number * number
+
+
+def keywords(**values: Any) -> dict[str, Any]:
+    """Return the keywords."""
+    return values
+
+
+def describe() -> dict[str, Any]:
+    """Tell of this process what matters of a worker."""
+    return {"process": os.getpid(), "parent": os.getppid(), "niceness": os.nice(0),
+            "interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+            "blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+            "sockets": {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
+                        if os.path.exists(f"/proc/self/fd/{name}") or os.path.islink(f"/proc/self/fd/{name}")}}
+
+
+def run_a_process() -> str:
+    """Use a process of one's own."""
+    return subprocess.run([sys.executable, "-c", "print('hello')"], capture_output=True, text=True, check=True).stdout
+
+
+def fail(message: str) -> None:
+    """Raise."""
+    raise LookupError(message)
+
+
+def leave(status: int) -> None:
+    """Raise SystemExit."""
+    sys.exit(status)
+
+
+def die(status: int) -> None:
+    """End the process at once."""
+    os._exit(status)
+
+
+def die_with_a_child(address: tuple[str, int]) -> None:
+    """End the process at once; a forked child, which keeps its descriptors, stays as long as a listener wants it to."""
+    if os.fork() == 0:
+        meet(address)
+        os._exit(0)
+    os._exit(4)
+
+
+def meet(address: tuple[str, int]) -> bytes:
+    """Tell a listener the number of this process; wait for its answer, and return it."""
+    with socket.create_connection(address, GUARD) as connection:
+        connection.sendall(b"%d\n" % os.getpid())
+        return connection.recv(16)
+
+
+def backtrack() -> None:
+    """Compute for ever in C, where no other Python thread gets to run."""
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def leave_a_thread() -> None:
+    """Leave a thread that keeps the process from ending."""
+    threading.Thread(target=threading.Event().wait, daemon=False).start()
+
+
+class Picky(Exception):
+    """An exception that cannot be made again from its arguments."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def raise_picky() -> None:
+    """Raise it."""
+    raise Picky(1, 2)
+
+
+def return_a_lock() -> object:
+    """Return what cannot be pickled."""
+    return threading.Lock()
+
+
+def complain() -> None:
+    """Raise, but only in the process that loads it."""
+    if "pytest" in sys.modules:
+        raise LookupError("not here")
+
+
+class Traveller:
+    """Can be sent, and not be loaded."""
+
+    def __reduce__(self) -> Any:
+        return complain, ()
+
+
+def return_a_traveller() -> Traveller:
+    """Return it."""
+    return Traveller()
+
+
+def end_as_it_starts(connection: Connection) -> None:
+    """Stand for a worker whose script fails."""
+    sys.exit(0)
+
+
+def say_nothing(connection: Connection) -> None:
+    """Stand for a worker that takes for ever to import its script."""
+    threading.Event().wait(GUARD)

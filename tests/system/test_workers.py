@@ -1,0 +1,190 @@
+"""Worker processes as whole programs see them: ended with the server, however it ends, and deaf to a terminal."""
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from ..tools import GUARD, Meeting, connect
+from .programs import CHECKOUT, last_lines, module, next_line, program
+
+SERVER = """
+import sys
+from tests import calls
+from threaded_echo import LineHandler, ThreadedTCPServer
+
+class Handler(LineHandler):
+    def process(self, line):
+        if line == b"backtrack":
+            self.offload(calls.backtrack)
+        return self.offload(calls.meet, ("127.0.0.1", int(line)))
+
+if __name__ == "__main__":
+    server = ThreadedTCPServer(("127.0.0.1", 0), Handler, executor=3)
+    server.start()
+    print(server.server_address[1], flush=True)
+    sys.stdin.read()
+    {ending}
+"""
+
+UNGUARDED = """
+from threaded_echo import ThreadedTCPServer
+with ThreadedTCPServer(("127.0.0.1", 0), executor=1).start() as server:
+    print("serving")
+"""
+
+
+@contextmanager
+def watching(*processes: int) -> Iterator[list[int]]:
+    """Open descriptors that become readable when the processes end."""
+    with ExitStack() as stack:
+        watches = [os.pidfd_open(process) for process in processes]
+        for watch in watches:
+            stack.callback(os.close, watch)
+        yield watches
+
+
+def wait_for_the_end(watches: list[int]) -> None:
+    """Wait until all have ended."""
+    for watch in watches:
+        assert select.select([watch], [], [], GUARD)[0], "a worker is left"
+
+
+def children(process: subprocess.Popen[str]) -> set[int]:
+    """Find the children of a process."""
+    return {int(child) for task in Path(f"/proc/{process.pid}/task").iterdir()
+            for child in (task / "children").read_text().split()}
+
+
+@contextmanager
+def busy_server(tmp_path: Path, ending: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """Run a server with a worker that waits, one that computes in C, and one that is idle; yield it, and watches."""
+    script = tmp_path / "script.py"
+    script.write_text(SERVER.format(ending=ending))
+    meeting = Meeting()
+    with ExitStack() as stack:
+        stack.callback(meeting.close)
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("PYTHONPATH", str(CHECKOUT))
+        process = stack.enter_context(program(sys.executable, str(script)))
+        address = ("127.0.0.1", int(next_line(process)))
+        for call in (b"backtrack", b"%d" % meeting.address[1]):
+            stack.enter_context(connect(address)).sendall(call + b"\n")
+        meeting.welcome()
+        yield process, stack.enter_context(watching(*children(process)))
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches processes by Linux's means")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
+def test_workers_end_with_a_server_that_is_killed(tmp_path, number):
+    """Whether they are idle, wait, or compute in C; multiprocessing's own helper, too."""
+    with busy_server(tmp_path, "") as (process, watches):
+        assert len(watches) >= 4
+        process.send_signal(number)
+        assert process.wait(GUARD) == -number
+        wait_for_the_end(watches)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches processes by Linux's means")
+@pytest.mark.parametrize("ending", ["server.stop(0)", "sys.exit()", "raise KeyboardInterrupt", "os._exit(0)"])
+def test_workers_end_with_a_server_that_ends_otherwise(tmp_path, ending):
+    """By a stop, and by a script that forgets it."""
+    with busy_server(tmp_path, f"import os; {ending}") as (process, watches):
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(GUARD)
+        wait_for_the_end(watches)
+
+
+def test_interrupt_of_a_terminal_reaches_the_server_alone(tmp_path):
+    """It goes to the whole process group: the workers go on, and the server stops as it does without any."""
+    (tmp_path / "handlers.py").write_text(
+        "from threaded_echo import LineHandler\nfrom tests import calls\n\n"
+        "class Meet(LineHandler):\n"
+        "    def process(self, line):\n"
+        "        return self.offload(calls.meet, ('127.0.0.1', int(line)))\n")
+    meeting = Meeting()
+    command = module("threaded_echo", "--port", "0", "--workers", "2", "--handler", "handlers:Meet")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(tmp_path)))}
+    with ExitStack() as stack:
+        stack.callback(meeting.close)
+        process = stack.enter_context(subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            start_new_session=True))
+        stack.callback(process.kill)
+        address = ("127.0.0.1", int(next_line(process).rpartition(":")[2]))
+        client = stack.enter_context(connect(address))
+        client.sendall(b"%d\n" % meeting.address[1])
+        meeting.welcome()
+        next_line(process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert next_line(process) == "stopping: 1 client live"
+        meeting.dismiss(b"done")
+        assert client.recv(16) == b"done\n"
+        lines, errors = last_lines(process), process.stderr.read()
+        assert process.wait(GUARD) == 0
+        assert "1 drained, 0 forced, 0 still running" in lines[-1]
+        assert errors == ""
+
+
+def test_script_without_a_guard_is_told(tmp_path):
+    """At once, with what to do."""
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=GUARD,
+                          env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("threaded_echo.workers.WorkerDied: a worker process has ended as it")
+    assert "__main__" in done.stderr.splitlines()[-1]
+
+
+def test_function_of_the_script_itself_can_be_offloaded(tmp_path):
+    """A worker imports the script as well."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+from threaded_echo import ThreadedTCPServer
+
+def double(number):
+    return 2 * number
+
+if __name__ == "__main__":
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=1).start() as server:
+        print(server.offload(double, 21))
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=GUARD,
+                          env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+
+
+def test_script_from_standard_input_is_told():
+    """Nobody can import it."""
+    done = subprocess.run([sys.executable, "-"], input=UNGUARDED, capture_output=True, text=True, timeout=GUARD,
+                          cwd=CHECKOUT)
+    assert done.returncode == 1
+    assert "has to be a file" in done.stderr.splitlines()[-1]
+
+
+def test_function_of_a_command_is_told():
+    """What comes as an argument cannot be imported either, and is no script that a worker would miss."""
+    code = """
+from threaded_echo import ThreadedTCPServer
+
+def double(number):
+    return 2 * number
+
+with ThreadedTCPServer(("127.0.0.1", 0), executor=1).start() as server:
+    try:
+        server.offload(double, 21)
+    except ImportError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD, cwd=CHECKOUT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("a worker process cannot load __main__.double")
