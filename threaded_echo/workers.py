@@ -57,6 +57,7 @@ class Worker:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
+        self._server = os.getpid()
         self._ended = False  # guarded by _books
         self._connection: Connection
         self._connection, theirs = context.Pipe()
@@ -131,7 +132,7 @@ class Worker:
     def kill(self) -> None:
         """End the process in whatever it does; its holder collects it."""
         with _books:
-            if not self._ended:
+            if not self._ended and os.getpid() == self._server:  # at the exit of a forked process, none of its own
                 self._process.kill()
 
     def hang_up(self) -> None:

@@ -163,6 +163,30 @@ if __name__ == "__main__":
     assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_forked_process_leaves_the_workers_alone(tmp_path):
+    """It inherits what the interpreter does at its exit."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os
+import sys
+from tests import calls
+from threaded_echo import ThreadedTCPServer
+
+if __name__ == "__main__":
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=1) as server:
+        before = server.offload(calls.describe)["process"]
+        child = os.fork()
+        if child == 0:
+            sys.exit()
+        os.waitpid(child, 0)
+        print(server.offload(calls.describe)["process"] == before)
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=GUARD,
+                          env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    assert (done.returncode, done.stdout) == (0, "True\n")  # on standard error, multiprocessing itself complains
+
+
 def test_script_from_standard_input_is_told():
     """Nobody can import it."""
     done = subprocess.run([sys.executable, "-"], input=UNGUARDED, capture_output=True, text=True, timeout=GUARD,
