@@ -10,9 +10,11 @@ import select
 import signal
 import socket
 import struct
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -417,9 +419,76 @@ def test_refusal_names_the_limit(meet, meeting):
     with connect(server) as client:
         client.sendall(b"\n")
         meeting.welcome()
-        with pytest.raises(OffloadRefused, match="1 offloaded calls"):
+        with pytest.raises(OffloadRefused, match="no more than 1 offloaded"):
             server.offload(calls.square, 1)
         meeting.dismiss()
+
+
+def test_place_that_comes_free_while_the_bell_is_made_is_taken(serve, monkeypatch):
+    """Nobody would ring that bell."""
+    gate = Gate()
+    server = serve(ClientHandler, max_offloads=1)
+
+    def occupy() -> None:
+        """Hold the only place."""
+        gate.entered.set()
+        wait_until(gate.release)
+
+    def make_late() -> _Bell:
+        """Let the place come free first."""
+        gate.release.set()
+        thread.join(GUARD)
+        return _Bell()
+
+    with running(server.offload, occupy) as thread:
+        wait_until(gate.entered)
+        monkeypatch.setattr("threaded_echo.offload._Bell", make_late)
+        assert server.offload(calls.square, 3) == 9
+
+
+def test_stop_while_the_bell_is_made_is_noticed(serve, monkeypatch):
+    """And the bell does not stay."""
+    gate = Gate()
+    server = serve(ClientHandler, max_offloads=1)
+
+    def occupy() -> None:
+        """Hold the only place."""
+        gate.entered.set()
+        wait_until(gate.release)
+
+    def make_late() -> _Bell:
+        """Let a stop come first."""
+        server._threaded_state.offloads.give_up()
+        return _Bell()
+
+    with running(server.offload, occupy):
+        wait_until(gate.entered)
+        monkeypatch.setattr("threaded_echo.offload._Bell", make_late)
+        with pytest.raises(ServerStopping):
+            server.offload(calls.square, 3)
+        gate.release.set()
+
+
+class KilledWorker(Exception):
+    """Stands for Dask's."""
+
+
+@pytest.mark.parametrize("error", [CancelledError(), KilledWorker("task")])
+def test_executor_that_loses_a_call_says_so(serve, monkeypatch, error):
+    """As Dask does when its scheduler or its workers are killed."""
+    class Executor:
+        """Loses what it is given."""
+
+        def submit(self, function):
+            """Fail."""
+            future = Future()
+            future.set_exception(error)
+            return future
+
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(KilledWorker=KilledWorker))
+    server = serve(ClientHandler, executor=Executor())
+    with pytest.raises(WorkerDied, match=type(error).__name__):
+        server.offload(calls.square)
 
 
 @pytest.mark.parametrize("kind", ["workers", "processes"])

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -183,26 +184,29 @@ class Offloads:
 
     def _begin(self, client: Client | None, limit: int | None, refuse: bool, places: int | None) -> None:
         """Wait for a turn, of which there are ``places`` (``None``: no end). Whoever has begun has to `_end`."""
-        bell = None
-        while True:
-            with self._lock:
-                if self._given_up:
-                    raise ServerStopping("the server is stopping: it takes no more calls")
-                if places is None or self.running < places and not self._queue:
-                    self.running += 1
-                    break
-                if refuse and limit is not None and self.running + len(self._queue) >= limit:
-                    raise OffloadRefused(f"{limit} offloaded calls are running or waiting already")
-                if bell is not None:
-                    bell.places = places
-                    self._queue.append(bell)
-                    break
-            bell = _Bell()
-        if bell is not None:
-            try:
+        if self._take_place(None, limit, refuse, places):
+            return
+        bell = _Bell()
+        try:
+            if not self._take_place(bell, limit, refuse, places):
                 self._wait_for_turn(bell, client)
-            finally:
-                bell.close()
+        finally:
+            bell.close()
+
+    def _take_place(self, bell: _Bell | None, limit: int | None, refuse: bool, places: int | None) -> bool:
+        """Begin a call, if there is a place; else queue ``bell``, if any, and return False."""
+        with self._lock:
+            if self._given_up:
+                raise ServerStopping("the server is stopping: it takes no more calls")
+            if places is None or self.running < places and not self._queue:
+                self.running += 1
+                return True
+            if refuse and limit is not None and self.running + len(self._queue) >= limit:
+                raise OffloadRefused(f"no more than {limit} offloaded calls may run or wait at once")
+            if bell is not None:
+                bell.places = places
+                self._queue.append(bell)
+        return False
 
     def _wait_for_turn(self, bell: _Bell, client: Client | None) -> None:
         begins = False
@@ -255,11 +259,19 @@ class Offloads:
             if future.done():
                 return future.result()
             raise ServerStopping("the server has given up this call as it stopped")
-        except BrokenExecutor as error:
-            raise WorkerDied(f"the executor's worker has died in a call: {error}") from error
+        except Exception as error:
+            if is_death(error):
+                raise WorkerDied(f"the executor's worker has died in a call: {error!r}") from error
+            raise
         finally:
             with self._lock:
                 self._submitted.discard(bell)
             bell.close()
             if future is not None and not future.done():
                 future.cancel()  # where that works
+
+
+def is_death(error: Exception) -> bool:
+    """Whether an executor says that a worker has ended: CancelledError, too, where nobody has cancelled the call."""
+    dask = sys.modules.get("distributed")  # where a program uses it
+    return isinstance(error, (BrokenExecutor, CancelledError, getattr(dask, "KilledWorker", BrokenExecutor)))
