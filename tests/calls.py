@@ -61,6 +61,20 @@ def die_with_a_child(address: tuple[str, int]) -> None:
     os._exit(4)
 
 
+def fork_and_return(address: tuple[str, int]) -> int:
+    """Fork a child that stays as long as a listener wants it to; return this process."""
+    if os.fork() == 0:
+        meet(address)
+        os._exit(0)
+    return os.getpid()
+
+
+def fork_and_return_twice() -> int:
+    """Return in a forked child, too, as a library may that is careless."""
+    os.fork()
+    return 1
+
+
 def meet(address: tuple[str, int]) -> bytes:
     """Tell a listener the number of this process; wait for its answer, and return it."""
     with socket.create_connection(address, GUARD) as connection:
@@ -83,6 +97,19 @@ class Picky(Exception):
 
     def __init__(self, one: int, other: int) -> None:
         super().__init__(f"{one} and {other}")
+
+
+class Silent(Picky):
+    """And that cannot say what it is."""
+
+    def __str__(self) -> str:
+        """Fail."""
+        raise ValueError("no words")
+
+
+def raise_silent() -> None:
+    """Raise it."""
+    raise Silent(1, 2)
 
 
 def raise_picky() -> None:

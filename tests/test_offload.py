@@ -473,22 +473,52 @@ class KilledWorker(Exception):
     """Stands for Dask's."""
 
 
-@pytest.mark.parametrize("error", [CancelledError(), KilledWorker("task")])
-def test_executor_that_loses_a_call_says_so(serve, monkeypatch, error):
-    """As Dask does when its scheduler or its workers are killed."""
+def test_worker_that_dies_in_dask_is_told_of(serve, monkeypatch):
+    """Its error is none of the standard library's."""
     class Executor:
         """Loses what it is given."""
 
         def submit(self, function):
             """Fail."""
             future = Future()
-            future.set_exception(error)
+            future.set_exception(KilledWorker("task"))
             return future
 
     monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(KilledWorker=KilledWorker))
     server = serve(ClientHandler, executor=Executor())
-    with pytest.raises(WorkerDied, match=type(error).__name__):
+    with pytest.raises(WorkerDied, match="KilledWorker"):
         server.offload(calls.square)
+
+
+def test_call_that_its_owner_cancels_says_so(meeting):
+    """As the executor does."""
+    class Executor(ThreadPoolExecutor):
+        """Tells when it has taken a call."""
+
+        def submit(self, *args, **kwargs):
+            """Take a call."""
+            future = super().submit(*args, **kwargs)
+            taken.set()
+            return future
+
+    taken = threading.Event()
+    with Executor(1) as executor, ThreadedTCPServer(LOOPBACK, executor=executor) as server:
+        errors = []
+
+        def call() -> None:
+            """Queue a call behind another."""
+            with pytest.raises(CancelledError) as caught:
+                server.offload(calls.square, 1)
+            errors.append(caught.value)
+
+        executor.submit(calls.meet, meeting.address)
+        meeting.welcome()
+        taken.clear()
+        with running(call):
+            wait_until(taken)
+            executor.shutdown(wait=False, cancel_futures=True)
+            meeting.dismiss()
+        assert len(errors) == 1
 
 
 @pytest.mark.parametrize("kind", ["workers", "processes"])

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,13 +17,13 @@ from threaded_echo import WorkerDied, workers
 from threaded_echo.workers import Worker, Workers, pickle_call
 
 from . import calls
-from .tools import running, together
+from .tools import GUARD, running, together
 
 
 @contextmanager
 def pool(count: int = 0) -> Iterator[Workers]:
     """Have workers; end them."""
-    made = Workers()
+    made = Workers(threading.RLock())
     try:
         made.start(count)
         yield made
@@ -32,7 +33,7 @@ def pool(count: int = 0) -> Iterator[Workers]:
 
 def call(made: Workers, function, /, *args, **kwargs):
     """Call in a worker."""
-    return made.call(pickle_call(function, args, kwargs))
+    return made.call(pickle_call(function, args, kwargs), 3)
 
 
 @contextmanager
@@ -145,6 +146,65 @@ def test_death_is_noticed_though_a_forked_child_keeps_the_pipes(meeting):
     meeting.dismiss()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_forked_child_of_a_worker_keeps_nobody_waiting(meeting):
+    """Neither a call that is larger than a pipe, when the worker has died, nor one whose child returns as well."""
+    with pool(1) as made:
+        os.kill(call(made, calls.fork_and_return, meeting.address), signal.SIGKILL)
+        assert call(made, len, bytes(5_000_000)) == 5_000_000
+        assert call(made, calls.fork_and_return_twice) == 1
+        assert call(made, calls.square, 2) == 4
+    meeting.welcome()
+    meeting.dismiss()
+
+
+def test_no_more_workers_than_wanted_are_kept(meeting):
+    """However many were needed at once."""
+    with pool(1) as made:
+        with calling(made, calls.meet, meeting.address), calling(made, calls.meet, meeting.address):
+            for _ in range(2):
+                meeting.welcome()
+            for _ in range(2):
+                meeting.dismiss()
+        made.call(pickle_call(calls.square, (2,), {}), 1)
+        assert len(made._idle) == 1
+
+
+def test_two_that_start_the_same_workers_start_them_once():
+    """The second one waits, and finds them there."""
+    with pool() as made:
+        together(2, lambda: made.start(2))
+        assert len(made._idle) == 2
+
+
+def test_signals_are_blocked_as_before(monkeypatch):
+    """Whatever starting a process does to them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        monkeypatch.setattr("multiprocessing.resource_tracker.ensure_running",
+                            lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM}))
+        with pool(1):
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | {signal.SIGINT, signal.SIGTERM}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_function_is_named_without_its_repr():
+    """Which may take long, or fail."""
+    class Mute:
+        """Says nothing."""
+
+        def __repr__(self) -> str:
+            """Fail."""
+            raise ValueError("no words")
+
+        def __call__(self) -> None:
+            """Do nothing."""
+
+    with pytest.raises(TypeError, match="Mute cannot be sent"):
+        pickle_call(Mute(), (), {})
+
+
 def test_worker_that_died_while_idle_costs_nothing():
     """Its next call begins in a new one, however late the death is noticed."""
     with pool(1) as made:
@@ -220,7 +280,7 @@ def test_interrupted_call_leaves_its_answer_to_nobody(meeting, monkeypatch):
 def test_worker_that_ends_as_it_starts_is_an_error(monkeypatch):
     """Which says what scripts forget; none of the others is left."""
     monkeypatch.setattr(workers, "work", calls.end_as_it_starts)
-    made = Workers()
+    made = Workers(threading.RLock())
     with pytest.raises(WorkerDied, match="__main__"):
         made.start(2)
     with pytest.raises(WorkerDied, match="__main__"):
@@ -253,7 +313,7 @@ def test_worker_process_that_cannot_start_leaves_nothing(monkeypatch):
         """Fail."""
         raise OSError(11, "Resource temporarily unavailable")
 
-    made = Workers()
+    made = Workers(threading.RLock())
     monkeypatch.setattr("multiprocessing.popen_spawn_posix.Popen._launch", fail)
     with pytest.raises(OSError, match="temporarily"):
         made.start(2)
@@ -273,10 +333,51 @@ def test_given_up_calls_end(meeting):
         assert call(made, calls.square, 7) == 49
 
 
+def test_interpreters_end_kills_all(meeting, monkeypatch):
+    """Those that are held, and those that are idle."""
+    monkeypatch.setattr(workers, "_all", weakref.WeakSet())
+    monkeypatch.setattr(workers, "_exiting", False)
+    with pool(2) as made:
+        with calling(made, calls.meet, meeting.address) as lost:
+            meeting.welcome()
+            workers._kill_all()
+        assert isinstance(lost[0], WorkerDied)
+        [idle] = made._idle
+        assert workers.wait([idle._death], GUARD)
+
+
+def test_forked_process_forgets_all(monkeypatch):
+    """And does not wait for locks that threads of its parent hold."""
+    for name in ("_all", "_books"):
+        monkeypatch.setattr(workers, name, getattr(workers, name))
+    books = workers._books
+    with pool(1):
+        workers._forget_all()
+        assert not workers._all
+        assert workers._books is not books
+        monkeypatch.undo()
+
+
+def test_stop_as_a_worker_is_taken_ends_it():
+    """In a signal handler, say, that comes in between."""
+    class Held(set):
+        """Where a stop comes."""
+
+        def add(self, worker):
+            """Let it come now."""
+            super().add(worker)
+            made.give_up()
+
+    with pool(1) as made:
+        made._held = Held()
+        with pytest.raises(WorkerDied, match="have ended"):
+            call(made, calls.square, 1)
+
+
 def test_start_that_was_given_up_leaves_nothing(monkeypatch):
     """A stop came first."""
     monkeypatch.setattr(workers, "work", calls.say_nothing)
-    made = Workers()
+    made = Workers(threading.RLock())
     made.give_up()
     with pytest.raises(WorkerDied):
         made.start(2)
@@ -286,7 +387,7 @@ def test_start_that_is_over_as_it_begins_does_not_wait(monkeypatch):
     """A stop came when no worker was known yet that it could have ended."""
     monkeypatch.setattr(workers, "work", calls.say_nothing)
     with pytest.raises(WorkerDied):
-        Workers().start(2, lambda: True)
+        Workers(threading.RLock()).start(2, lambda: True)
 
 
 def test_idle_worker_that_does_not_return_is_killed(monkeypatch):

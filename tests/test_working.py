@@ -59,6 +59,14 @@ def test_result_that_cannot_be_sent_is_a_type_error():
     assert "return_a_lock returned" in str(error) and "lock" in str(error)
 
 
+def test_exception_that_cannot_say_what_it_is_is_told():
+    """By its name, at least."""
+    succeeded, error, _ = outcome(calls.raise_silent)
+    assert not succeeded
+    assert isinstance(error, TypeError)
+    assert "Silent" in str(error)
+
+
 def test_exception_that_cannot_be_made_again_is_told():
     """Its own text and traceback are in the TypeError that comes in its place."""
     succeeded, error, text = outcome(calls.raise_picky)

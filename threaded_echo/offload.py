@@ -4,10 +4,9 @@ Guarantees:
 
 - Calls begin in the order in which they came; at most `max_offloads` at a time, and as many as there are workers.
 - A call that waits ends at the latest when a stop cuts the connections: it raises `ServerStopping`, and what has not
-  begun never does. So does a call that waits for its turn when its client has gone: it raises ConnectionAbortedError.
+  begun never does. So does a call that waits for its turn when its client's connection is reset or cut: it raises
+  ConnectionAbortedError.
 - Every call is counted once: as waiting or running, then as done or failed.
-
-The order of locks: the registry's, then `Offloads._lock`, then `Workers._lock`.
 """
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -40,10 +39,9 @@ class _Bell:
     """Ends a thread's wait from another thread: once rung, it stays so."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # excludes the closing from the ringing
+        self._lock = threading.RLock()  # excludes the closing from the ringing; a signal handler may ring, too
         self._waker, self._alarm = socket.socketpair()
         self._alarm.setblocking(False)
-        self.places: int | None = None  # how many calls may run for this one to begin
 
     def ring(self, *_: object) -> None:
         """End the wait. Any thread, any number of times, also after the closing."""
@@ -69,18 +67,30 @@ class _Bell:
             self._alarm.close()
 
 
+class _Call:
+    """One offloaded call. Its fields are guarded by the server's lock."""
+
+    def __init__(self, client: Client | None, limit: int | None, places: int | None, generation: int) -> None:
+        self.client = client
+        self.limit = limit  # refused where so many run or wait
+        self.places = places  # begins where fewer run
+        self.generation = generation
+        self.begun = False
+        self.bell: _Bell | None = None  # rung when it begins, and when it is given up
+
+
 class Offloads:
-    """The calls of one server."""
+    """The calls of one server, and its workers."""
 
     def __init__(self, registry: HandlerRegistry) -> None:
         self._registry = registry
-        self._workers = Workers()
-        # Guards what follows. Re-entrant, as the server's is: a stop may come in a signal handler.
-        self._lock = threading.RLock()
+        self._lock = registry.lock  # guards what follows
+        self._workers = Workers(registry.lock)
         self.running = self.done = self.failed = 0
-        self._queue: deque[_Bell] = deque()  # who waits for a turn
-        self._submitted: set[_Bell] = set()  # who waits for an executor of the program's
+        self._queue: deque[_Call] = deque()  # those that wait for their turn
+        self._submitted: set[_Bell] = set()  # of those that wait for an executor of the program's
         self._given_up = False
+        self._generation = 0  # how often it was opened again: a call belongs to one of them
         self._nesting = threading.local()  # inside: whether the calling thread is in an offloaded function
 
     # For the server.
@@ -99,18 +109,20 @@ class Offloads:
         self._workers.interrupt_start()
 
     def reopen(self) -> None:
-        """Take calls again; the registry's lock is held, so that no stop is in progress."""
+        """Take calls again; no stop is in progress."""
         with self._lock:
             self._given_up = False
+            self._generation += 1
             self._workers.reopen()
 
     def give_up(self) -> None:
         """Make every call that waits raise `ServerStopping`, and every later one, until `reopen`."""
         with self._lock:
             self._given_up = True
-            for bell in (*self._queue, *self._submitted):
-                bell.ring()
-            self._workers.give_up()
+            bells = [call.bell for call in self._queue if call.bell] + list(self._submitted)
+        for bell in bells:
+            bell.ring()
+        self._workers.give_up()
 
     def close(self) -> None:
         """Give up, and end the workers."""
@@ -130,36 +142,25 @@ class Offloads:
         client = current_client()
         if client is not None and client.registry is not self._registry:
             client = None  # of another server, in whose handler this one is called
+        places = min(filter(None, (limit, executor if isinstance(executor, int) else None)), default=None)
+        if getattr(self._nesting, "inside", False):  # this thread has its place, and would wait for itself
+            limit = places = None
+        call = _Call(client, limit if refuse else None, places, self._generation)
+        succeeded = False
         try:
-            run: Callable[[], Any]
-            workers = None
             if executor is None:
-                run = partial(self._run_inside, partial(function, *args, **kwargs))
+                run: Callable[[], Any] = partial(self._run_inside, partial(function, *args, **kwargs))
             elif isinstance(executor, int):
-                workers = executor
-                run = partial(self._workers.call, pickle_call(function, args, kwargs))
+                run = partial(self._run_in_worker, call, executor, pickle_call(function, args, kwargs))
             else:
-                run = partial(self._submit, client, executor, partial(function, **kwargs) if kwargs else function, args)
-            places = min(filter(None, (limit, workers)), default=None)
-            if getattr(self._nesting, "inside", False):  # this thread has its place, and would wait for itself
-                limit = places = None
+                run = partial(self._submit, call, executor, partial(function, **kwargs) if kwargs else function, args)
             with self._computing(client):
-                self._begin(client, limit, refuse, places)
-                try:
-                    result = run()
-                except WorkerDied as error:
-                    if self._given_up:
-                        raise ServerStopping("the server has ended this call as it stopped") from error
-                    raise
-                finally:
-                    self._end()
-        except BaseException:
-            with self._lock:
-                self.failed += 1
-            raise
-        with self._lock:
-            self.done += 1
-        return result
+                self._begin(call)
+                result = run()
+            succeeded = True
+            return result
+        finally:
+            self._end(call, succeeded)
 
     @contextmanager
     def _computing(self, client: Client | None) -> Iterator[None]:
@@ -173,6 +174,63 @@ class Offloads:
         finally:
             client.computing = before
 
+    def _is_given_up(self, call: _Call) -> bool:
+        """Whether a stop has given up a call; read without the lock where it is looked at once more afterwards."""
+        return self._given_up or self._generation != call.generation
+
+    # A turn.
+
+    def _begin(self, call: _Call) -> None:
+        """Wait for a turn."""
+        if self._try(call):
+            return
+        bell = _Bell()
+        try:
+            if not self._try(call, bell):
+                here = bell.wait(call.client)
+                with self._lock:
+                    if self._is_given_up(call):
+                        raise ServerStopping("the server has cancelled this call as it stopped")
+                    if not here:
+                        raise ConnectionAbortedError("the client of this call has gone")
+        finally:
+            bell.close()
+
+    def _try(self, call: _Call, bell: _Bell | None = None) -> bool:
+        """Begin a call if there is a place; else queue it with ``bell``, if any, and return False."""
+        with self._lock:
+            if self._is_given_up(call):
+                raise ServerStopping("the server is stopping: it takes no more calls")
+            if call.places is None or self.running < call.places and not self._queue:
+                self.running += 1
+                call.begun = True
+                return True
+            if call.limit is not None and self.running + len(self._queue) >= call.limit:
+                raise OffloadRefused(f"no more than {call.limit} offloaded calls may run or wait at once")
+            if bell is not None:
+                call.bell = bell
+                self._queue.append(call)
+        return False
+
+    def _end(self, call: _Call, succeeded: bool) -> None:
+        """Count a call, and let the next one begin, whether this one has begun itself or not."""
+        with self._lock:
+            self.running -= call.begun
+            if call in self._queue:
+                self._queue.remove(call)
+            if succeeded:
+                self.done += 1
+            else:
+                self.failed += 1
+            while self._queue and self.running < (self._queue[0].places or 0):
+                following = self._queue.popleft()
+                following.begun = True
+                self.running += 1
+                assert following.bell is not None
+                following.bell.ring()
+
+    # The executors.
+
     def _run_inside(self, function: Callable[[], Any]) -> Any:
         """Call ``function`` in this thread."""
         before = getattr(self._nesting, "inside", False)
@@ -182,66 +240,16 @@ class Offloads:
         finally:
             self._nesting.inside = before
 
-    def _begin(self, client: Client | None, limit: int | None, refuse: bool, places: int | None) -> None:
-        """Wait for a turn, of which there are ``places`` (``None``: no end). Whoever has begun has to `_end`."""
-        if self._take_place(None, limit, refuse, places):
-            return
-        bell = _Bell()
+    def _run_in_worker(self, call: _Call, count: int, pickled: bytes) -> Any:
+        """Run a pickled call in a worker process."""
         try:
-            if not self._take_place(bell, limit, refuse, places):
-                self._wait_for_turn(bell, client)
-        finally:
-            bell.close()
+            return self._workers.call(pickled, count)
+        except WorkerDied as error:
+            if self._is_given_up(call):
+                raise ServerStopping("the server has ended this call as it stopped") from error
+            raise
 
-    def _take_place(self, bell: _Bell | None, limit: int | None, refuse: bool, places: int | None) -> bool:
-        """Begin a call, if there is a place; else queue ``bell``, if any, and return False."""
-        with self._lock:
-            if self._given_up:
-                raise ServerStopping("the server is stopping: it takes no more calls")
-            if places is None or self.running < places and not self._queue:
-                self.running += 1
-                return True
-            if refuse and limit is not None and self.running + len(self._queue) >= limit:
-                raise OffloadRefused(f"no more than {limit} offloaded calls may run or wait at once")
-            if bell is not None:
-                bell.places = places
-                self._queue.append(bell)
-        return False
-
-    def _wait_for_turn(self, bell: _Bell, client: Client | None) -> None:
-        begins = False
-        try:
-            here = bell.wait(client)
-            with self._lock:
-                if self._given_up:
-                    raise ServerStopping("the server has cancelled this call as it stopped")
-                if not here:
-                    raise ConnectionAbortedError("the client of this call has gone")
-                # A bell that is still in the queue was rung by a stop, which may be over by now.
-                begins = bell not in self._queue
-            if not begins:
-                raise ServerStopping("the server has cancelled this call as it stopped")
-        finally:
-            if not begins:
-                self._leave(bell)
-
-    def _leave(self, bell: _Bell) -> None:
-        """Give up waiting for a turn, or the turn."""
-        with self._lock:
-            if bell in self._queue:
-                self._queue.remove(bell)
-            else:
-                self._end()
-
-    def _end(self) -> None:
-        """Let the next call begin."""
-        with self._lock:
-            self.running -= 1
-            if self._queue and (self._queue[0].places is None or self.running < self._queue[0].places):
-                self.running += 1
-                self._queue.popleft().ring()
-
-    def _submit(self, client: Client | None, executor: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def _submit(self, call: _Call, executor: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Call ``function`` in an executor of the program's, of which only ``submit`` is used."""
         bell = _Bell()
         future = None
@@ -250,9 +258,9 @@ class Offloads:
                 self._submitted.add(bell)
             future = executor.submit(function, *args)
             future.add_done_callback(bell.ring)
-            if self._given_up:  # before the bell was known
+            if self._is_given_up(call):  # before the bell was known
                 bell.ring()
-            if not bell.wait(client) and not self._given_up:
+            if not bell.wait(call.client) and not self._is_given_up(call):
                 if future.cancel():
                     raise ConnectionAbortedError("the client of this call has gone")
                 bell.wait(None)  # it runs already, and an executor cannot be told to end that
@@ -272,6 +280,6 @@ class Offloads:
 
 
 def is_death(error: Exception) -> bool:
-    """Whether an executor says that a worker has ended: CancelledError, too, where nobody has cancelled the call."""
+    """Whether an executor says that a worker has died."""
     dask = sys.modules.get("distributed")  # where a program uses it
-    return isinstance(error, (BrokenExecutor, CancelledError, getattr(dask, "KilledWorker", BrokenExecutor)))
+    return isinstance(error, (BrokenExecutor, getattr(dask, "KilledWorker", BrokenExecutor)))

@@ -6,8 +6,10 @@ Guarantees:
 - A worker runs one call at a time, for the one thread that holds it: its death costs that call, and no call gets
   another's result.
 - A worker ends with the server's process, by SIGKILL too. Busy or not, none outlives `Workers.close`.
-- Who starts a worker, or takes one, ends it or gives it back. `Workers.give_up` only sends the signal that makes the
-  holder notice.
+- Who starts a worker, or takes one, ends it or gives it back. `Workers.give_up` only kills it, as its holder notices.
+
+The order of locks: `Workers._opening`, then the server's, then `_books`, which is for single steps and never held while
+another is waited for.
 """
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ import pickle
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -32,13 +35,19 @@ _END = 1.0  # seconds for idle workers to return, and for a killed one to be gon
 
 _HAS_PIDFD = hasattr(os, "pidfd_open")  # Linux
 
-# multiprocessing keeps books on its children, and two threads that collect the same child would confuse them. Held
-# while a process is started, signalled or collected, none of which waits for it.
+# multiprocessing keeps books on its children, and two threads that collect the same child would confuse them; a signal
+# must not reach a number that is another process's by now. Held while a process is started, killed or collected. Guards
+# _all and _exiting, too. Re-entrant, as the server's: a stop may come in a signal handler.
 _books = threading.RLock()
+_all: weakref.WeakSet[Workers] = weakref.WeakSet()
+_exiting = False
 
 
 class WorkerDied(RuntimeError):
-    """A worker process has ended: killed, out of memory, or crashed in the middle of a call; or as it started."""
+    """A worker, the server's or an executor's, has ended in the middle of a call: killed, out of memory, or crashed.
+
+    Or as it started.
+    """
 
 
 class _WorkerTraceback(Exception):
@@ -66,9 +75,8 @@ class Worker:
         self._death = -1  # a descriptor that becomes readable when the process ends
         self.exitcode: int | None = None  # once it is collected
         try:
-            with _books, _without_interrupt():
+            with _without_interrupt(), _books:  # in this order: an interrupt that has waited must not find them taken
                 self._process.start()
-            atexit.register(self.kill)
             # Processes that a worker forks keep its pipes open when it dies, multiprocessing's sentinel included.
             self._death = os.pidfd_open(self._process.pid or 0) if _HAS_PIDFD else self._process.sentinel
         except BaseException:
@@ -132,7 +140,7 @@ class Worker:
     def kill(self) -> None:
         """End the process in whatever it does; its holder collects it."""
         with _books:
-            if not self._ended and os.getpid() == self._server:  # at the exit of a forked process, none of its own
+            if not self._ended and os.getpid() == self._server:  # not at the exit of a process that was forked here
                 self._process.kill()
 
     def hang_up(self) -> None:
@@ -140,73 +148,78 @@ class Worker:
         self._connection.close()
 
     def end(self, patience: float = 0) -> None:
-        """Collect the process; kill it where it is still running after ``patience`` seconds. May be called twice."""
+        """Collect the process; kill it where it is still running after ``patience`` seconds. May be called again."""
         self._connection.close()
         if self._ended or self._process.pid is None:
             return
         if self._death < 0 or not wait([self._death], patience):
             self.kill()
             wait([self._death if self._death >= 0 else self._process.sentinel], _END)
+        if not _HAS_PIDFD:  # the sentinel comes a moment ahead of the end
+            self._process.join(_END)
         with _books:
             self._ended = True
-            if not _HAS_PIDFD:  # the sentinel comes a moment ahead of the end
-                self._process.join(_END)
+            self._process.is_alive()  # which collects it
             self.exitcode = self._process.exitcode
-            with contextlib.suppress(ValueError):  # still running: in the middle of a system call that will not end
-                self._process.close()
+            if not _exiting:  # when multiprocessing goes through them all
+                with contextlib.suppress(ValueError):  # still running: in a system call that nothing ends
+                    self._process.close()
         if _HAS_PIDFD and self._death >= 0:
             os.close(self._death)
-        atexit.unregister(self.kill)
 
 
 class Workers:
-    """The worker processes of one server; as many as threads hold them at once, and those that were started ahead."""
+    """The worker processes of one server."""
 
-    def __init__(self) -> None:
-        # Guards what follows. Re-entrant, as the server's is: a stop may come in a signal handler.
-        self._lock = threading.RLock()
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock  # the server's; guards what follows
         self._idle: list[Worker] = []
         self._held: set[Worker] = set()
         self._starting: list[Worker] = []  # ahead of the first client; held, too
         self._given_up = False
+        self._opening = threading.Lock()  # held by who starts workers ahead: a second one waits, and finds them there
+        with _books:
+            _all.add(self)
 
     def start(self, count: int, is_over: Callable[[], bool] = lambda: False) -> None:
         """Have so many workers, ready to be called. Raises WorkerDied or OSError where one cannot start.
 
         Raises WorkerDied, too, where ``is_over`` comes true and `interrupt_start` is called after that.
         """
-        with self._lock:
-            missing = count - len(self._idle) - len(self._held)
-        started = []
-        try:
-            for _ in range(missing):  # all of them, and then wait
-                started.append(worker := self._hold_new())
-                with self._lock:
-                    self._starting.append(worker)
-                if is_over():  # interrupted before this one was known
-                    worker.kill()
-            for worker in started:
-                worker.wait_until_ready()
-        except BaseException:
-            for worker in started:
-                worker.kill()
-            for worker in started:
-                worker.end()
-            raise
-        finally:
+        with self._opening:
             with self._lock:
-                self._starting.clear()
-            for worker in started:
-                self._give_back(worker)
+                missing = count - len(self._idle) - len(self._held)
+            started: list[Worker] = []
+            try:
+                for _ in range(missing):  # all of them, and then wait
+                    started.append(worker := self._hold_new())
+                    with self._lock:
+                        self._starting.append(worker)
+                    if is_over():  # interrupted before this one was known
+                        worker.kill()
+                for worker in started:
+                    worker.wait_until_ready()
+            except BaseException:
+                for worker in started:
+                    worker.kill()
+                for worker in started:
+                    worker.end()
+                raise
+            finally:
+                with self._lock:
+                    self._starting.clear()
+                for worker in started:
+                    self._give_back(worker, count)
 
     def interrupt_start(self) -> None:
         """Make `start` in another thread end, with WorkerDied."""
         with self._lock:
-            for worker in self._starting:
-                worker.kill()
+            starting = list(self._starting)
+        for worker in starting:
+            worker.kill()
 
-    def call(self, call: bytes) -> Any:
-        """Run a pickled call in a worker, as `Worker.call`. The caller sees to it that not too many do at once."""
+    def call(self, call: bytes, count: int) -> Any:
+        """Run a pickled call in one of ``count`` workers, as `Worker.call`; the caller sees to it that one is free."""
         while True:
             worker = self._hold_idle()
             fresh = worker is None
@@ -219,7 +232,7 @@ class Workers:
                 if fresh:  # the call itself has killed it, by its size for example
                     raise WorkerDied("a worker process has died as it received a call") from None
             finally:
-                self._give_back(worker)
+                self._give_back(worker, count)
 
     def _hold_idle(self) -> Worker | None:
         with self._lock:
@@ -229,33 +242,37 @@ class Workers:
                 return None
             worker = self._idle.pop()
             self._held.add(worker)
+            given_up = self._given_up  # in a signal handler, between these lines
+        if given_up:
+            worker.kill()
         return worker
 
     def _hold_new(self) -> Worker:
         worker = Worker()
         with self._lock:
             self._held.add(worker)
-            if self._given_up:
-                worker.kill()
+            given_up = self._given_up
+        if given_up:
+            worker.kill()
         return worker
 
-    def _give_back(self, worker: Worker) -> None:
+    def _give_back(self, worker: Worker, count: int) -> None:
         alive = worker.is_alive()
         with self._lock:
             self._held.discard(worker)
-            keeps = alive and not self._given_up
+            keeps = alive and not self._given_up and len(self._idle) + len(self._held) < count
             if keeps:
                 self._idle.append(worker)
         if not keeps:
-            worker.kill()
             worker.end()
 
     def give_up(self) -> None:
         """Kill the workers that are held: who holds one meets WorkerDied. Until `reopen`, so does every other call."""
         with self._lock:
             self._given_up = True
-            for worker in self._held:
-                worker.kill()
+            held = list(self._held)
+        for worker in held:
+            worker.kill()
 
     def close(self) -> None:
         """Give up, and end the idle workers."""
@@ -273,6 +290,34 @@ class Workers:
         with self._lock:
             self._given_up = False
 
+    def kill(self) -> None:
+        """Kill every worker, for the interpreter's end: nobody waits for them any more."""
+        self.give_up()
+        with self._lock:
+            idle = list(self._idle)
+        for worker in idle:
+            worker.kill()
+
+
+@atexit.register  # after multiprocessing's own callback, and so called before that one, which would wait for them
+def _kill_all() -> None:
+    """End the workers of servers that nobody has stopped."""
+    global _exiting
+    with _books:
+        _exiting = True
+        everyone = list(_all)
+    for workers in everyone:
+        workers.kill()
+
+
+def _forget_all() -> None:
+    """In a forked process, whose workers they are not, and where another thread's lock would never be released."""
+    global _books, _all
+    _books, _all = threading.RLock(), weakref.WeakSet()
+
+
+getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_forget_all)
+
 
 @contextlib.contextmanager
 def _without_interrupt() -> Iterator[None]:
@@ -280,9 +325,10 @@ def _without_interrupt() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    multiprocessing.resource_tracker.ensure_running()  # which would unblock it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        multiprocessing.resource_tracker.ensure_running()  # which unblocks it, and SIGTERM, when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -290,7 +336,8 @@ def _without_interrupt() -> Iterator[None]:
 
 def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """Pickle a call. Raises TypeError where it cannot be, with the reason."""
-    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    name = f"{getattr(function, '__module__', '?')}.{name}"
     try:
         # The name goes first, for an error message where the rest cannot be loaded.
         return pickle.dumps((name, pickle.dumps((function, args, kwargs))))

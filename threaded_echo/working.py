@@ -8,7 +8,8 @@ import pickle
 import signal
 import threading
 import traceback
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
 BEGUN = b"begun"
 """What a worker says when it has received a call: from here on, its death has cost that."""
@@ -24,6 +25,9 @@ def work(connection: Connection) -> None:  # pragma: no cover - in another proce
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if hasattr(os, "nice"):
         os.nice(NICENESS)
+    if hasattr(os, "register_at_fork"):
+        # A process that a call forks would keep the connection open when this one dies, or reply in its place.
+        os.register_at_fork(after_in_child=connection.close)
     end_with_the_server()
     with contextlib.suppress(EOFError, OSError):
         connection.send_bytes(b"ready")
@@ -46,7 +50,12 @@ def end_with_the_server() -> None:  # pragma: no cover - as before
         fcntl.fcntl(server.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
 
     def follow() -> None:
-        server.join()
+        deaths: list[int] = [server.sentinel]
+        with contextlib.suppress(AttributeError, OSError):
+            # A process that the server has forked keeps that pipe open.
+            deaths.append(os.pidfd_open(server.pid or 0))
+        if os.getppid() == server.pid:
+            wait(deaths)
         os._exit(1)
 
     threading.Thread(target=follow, name="threaded_echo end with the server", daemon=True).start()
@@ -58,8 +67,9 @@ def run_call(call: bytes) -> bytes:
     try:
         function, args, kwargs = pickle.loads(rest)
     except Exception as error:  # whatever importing a module, or an object's own unpickling, raises
-        reason = ImportError(f"a worker process cannot load {name}: {type(error).__name__}: {error}")
+        reason = ImportError(f"a worker process cannot load {name}: {describe(error)}")
         return pickle.dumps((False, reason, traceback.format_exc()))
+    outcome: tuple[bool, Any, str]
     try:
         outcome = True, function(*args, **kwargs), ""
     except BaseException as error:  # SystemExit, too, is the handler's
@@ -70,5 +80,11 @@ def run_call(call: bytes) -> bytes:
             pickle.loads(pickled)  # an exception whose __init__ wants more than its args cannot be made again
         return pickled
     except Exception as error:
-        what = "returned" if outcome[0] else f"raised, {type(outcome[1]).__name__}: {outcome[1]},"
-        return pickle.dumps((False, TypeError(f"what {name} {what} cannot be sent back: {error}"), outcome[2]))
+        what = "returned" if outcome[0] else f"raised, {describe(outcome[1])},"
+        unsendable = TypeError(f"what {name} {what} cannot be sent back: {describe(error)}")
+        return pickle.dumps((False, unsendable, outcome[2]))
+
+
+def describe(error: BaseException) -> str:
+    """Say what an exception is, also where its own ``__str__`` fails."""
+    return "".join(traceback.format_exception_only(error)).strip()

@@ -163,6 +163,64 @@ if __name__ == "__main__":
     assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
 
 
+def test_program_ends_though_calls_go_on(tmp_path):
+    """Its threads may start a worker when the interpreter has begun to end, which nothing must wait for."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import atexit
+import os
+import threading
+from tests import calls
+from threaded_echo import ThreadedTCPServer, WorkerDied
+
+def call():
+    while True:
+        try:
+            server.offload(calls.square, 1)
+        except WorkerDied:
+            met.set()
+
+if __name__ == "__main__":
+    met = threading.Event()
+    atexit.register(met.wait, 5)
+    server = ThreadedTCPServer(("127.0.0.1", 0), executor=2).start()
+    for _ in range(4):
+        threading.Thread(target=call, daemon=True).start()
+    server.offload(calls.square, 1)
+    print("the end")
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=GUARD,
+                          env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    assert (done.returncode, done.stdout) == (0, "the end\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_workers_end_with_a_server_whose_forked_child_lives(tmp_path):
+    """It keeps open what the server's death would have closed."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os
+import signal
+import sys
+from tests import calls
+from threaded_echo import ThreadedTCPServer
+
+if __name__ == "__main__":
+    server = ThreadedTCPServer(("127.0.0.1", 0), executor=1).start()
+    if os.fork() == 0:
+        sys.stdin.read()
+        os._exit(0)
+    print(server.offload(calls.describe)["process"], flush=True)
+    signal.pause()
+""")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(CHECKOUT))
+        with (program(sys.executable, "-W", "ignore", str(script)) as process,
+              watching(int(next_line(process))) as watches):
+            process.send_signal(signal.SIGKILL)
+            wait_for_the_end(watches)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_forked_process_leaves_the_workers_alone(tmp_path):
     """It inherits what the interpreter does at its exit."""
