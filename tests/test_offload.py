@@ -545,6 +545,53 @@ def test_client_stays_where_its_handler_catches_a_death(meet, meeting):
         assert receive(client, 3) == b"go\n"
 
 
+def test_workers_killed_in_a_loop_cost_no_client_more_than_a_call(serve):
+    """Each gets its own answers, or is told; none waits for ever, and none is disconnected."""
+    class Square(LineHandler):
+        """Squares, elsewhere."""
+
+        def process(self, line):
+            """Reply with the square."""
+            try:
+                return b"%d" % self.offload(calls.square, int(line))
+            except WorkerDied:
+                return b"died"
+
+    def ask_on(first: int) -> tuple[int, int]:
+        """Ask until the end; count the answers and the deaths."""
+        counts = [0, 0]
+        with connect(server) as client, client.makefile("rb") as replies:
+            number = first
+            while not over.is_set():
+                client.sendall(b"%d\n" % number)
+                reply = replies.readline()
+                died = reply == b"died\n"
+                assert died or int(reply) == number * number
+                counts[died] += 1
+                number += 4
+                answered.release()
+        return counts[0], counts[1]
+
+    def kill() -> tuple[int, int]:
+        """Kill all that there are, again and again, once the clients have had answers."""
+        for _ in range(8):
+            for _ in range(12):
+                assert answered.acquire(timeout=GUARD)
+            for worker in server._threaded_state.offloads._workers._held.copy():
+                worker.kill()
+        over.set()
+        return 1, 0
+
+    server = serve(Square, executor=2)
+    over, answered = threading.Event(), threading.Semaphore(0)
+    roles = iter([kill, *(lambda first=first: ask_on(first) for first in range(4))])
+    counts = together(5, lambda: next(roles)())
+    assert all(answers > 0 for answers, _ in counts)
+    stats = server.stats()
+    assert stats.offloads_failed == sum(deaths for _, deaths in counts)
+    assert (stats.accepted, stats.failed) == (4, 0)
+
+
 def test_replies_go_out_ahead_of_a_call(serve, meeting):
     """They do not wait for what may take long."""
     class Handler(LineHandler):
