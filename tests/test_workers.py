@@ -397,6 +397,18 @@ def test_idle_worker_that_does_not_return_is_killed(monkeypatch):
         call(made, calls.leave_a_thread)
 
 
+def test_pidfd_is_looked_for(monkeypatch):
+    """A kernel may not have what the library has."""
+    def fail(*_):
+        """Fail."""
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", fail, raising=False)
+    assert not workers.has_pidfd()
+    monkeypatch.delattr(os, "pidfd_open")
+    assert not workers.has_pidfd()
+
+
 @pytest.mark.parametrize("missing", ["pidfd", "sigmask"])
 def test_platform_without_it_will_do(monkeypatch, missing):
     """Guarded by what is there, not by the platform's name."""

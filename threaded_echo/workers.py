@@ -33,7 +33,17 @@ from .working import BEGUN, work
 _START = 60.0  # seconds to import a script's modules; a worker that is silent for longer has failed to start
 _END = 1.0  # seconds for idle workers to return, and for a killed one to be gone
 
-_HAS_PIDFD = hasattr(os, "pidfd_open")  # Linux
+
+def has_pidfd() -> bool:
+    """Whether processes can be watched by pidfd_open(2): Linux 5.3 and later, where no sandbox forbids it."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+_HAS_PIDFD = has_pidfd()
 
 # multiprocessing keeps books on its children, and two threads that collect the same child would confuse them; a signal
 # must not reach a number that is another process's by now. Held while a process is started, killed or collected. Guards
