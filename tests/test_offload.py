@@ -6,6 +6,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import queue
 import select
 import signal
 import socket
@@ -13,9 +14,10 @@ import struct
 import sys
 import threading
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -340,6 +342,25 @@ def test_running_call_of_a_client_that_has_gone_goes_on(kind, meeting):
         wait_for(server, lambda stats: stats.offloads_done == 1)
 
 
+@pytest.mark.parametrize("kind", ["workers", "threads"])
+def test_handler_that_has_closed_its_connection_can_offload(kind):
+    """Its descriptor's number is another's by then."""
+    results: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    class Handler(ClientHandler):
+        """Says good-bye first."""
+
+        def handle(self):
+            """Close, and compute."""
+            self.request.close()
+            results.put(self.offload(calls.square, 5))
+
+    with executor_of(kind) as executor, ThreadedTCPServer(LOOPBACK, Handler, executor=executor).start() as server:
+        for _ in range(3):
+            assert ask(server, b"") == b""
+            assert results.get(timeout=GUARD) == 25
+
+
 def test_half_closed_client_gets_its_answer(meet, meeting):
     """It has sent all that it wants to, and waits."""
     server = meet(executor=1)
@@ -411,6 +432,97 @@ def test_limit_can_refuse_calls(kind, meeting):
             assert receive(clients[3], 3) == b"go\n"
             for client in clients:
                 client.close()
+
+
+def test_two_places_that_come_free_at_once_are_both_taken(serve, monkeypatch):
+    """Though the same call was rung for both of them."""
+    gates = [Gate() for _ in range(4)]
+    server = serve(ClientHandler, max_offloads=2)
+    woken = threading.Event()
+
+    def stay(gate: Gate) -> None:
+        """Hold a place."""
+        gate.entered.set()
+        wait_until(gate.release)
+
+    def wait_late(bell, client):
+        """Stand for a thread that is slow to wake up."""
+        here = wait(bell, client)
+        wait_until(woken)
+        return here
+
+    wait = _Bell.wait
+    monkeypatch.setattr(_Bell, "wait", wait_late)
+    with ExitStack() as stack:
+        threads = [stack.enter_context(running(server.offload, stay, gate)) for gate in gates[:2]]
+        for gate in gates[:2]:
+            wait_until(gate.entered)
+        for number, gate in enumerate(gates[2:], 1):
+            stack.enter_context(running(server.offload, stay, gate))
+            wait_for(server, lambda stats: stats.offloads_waiting == number)
+        for gate, thread in zip(gates[:2], threads, strict=True):
+            gate.release.set()
+            thread.join(GUARD)
+        woken.set()
+        for gate in gates[2:]:
+            wait_until(gate.entered)
+        for gate in gates[2:]:
+            gate.release.set()
+
+
+def test_call_that_is_rung_for_nothing_waits_on(serve):
+    """What has rung it may have been interrupted in the middle."""
+    gate = Gate()
+    server = serve(ClientHandler, max_offloads=1)
+
+    def occupy() -> None:
+        """Hold the only place."""
+        gate.entered.set()
+        wait_until(gate.release)
+
+    with running(server.offload, occupy):
+        wait_until(gate.entered)
+        with running(server.offload, calls.square, 2):
+            wait_for(server, lambda stats: stats.offloads_waiting == 1)
+            server._threaded_state.offloads._queue[0].bell.ring()
+            gate.release.set()
+    assert server.stats().offloads_done == 2
+
+
+def test_stop_as_a_call_is_queued_ends_it(serve):
+    """In a signal handler, say, that comes in between."""
+    class Queue(deque):
+        """Where a stop comes."""
+
+        def append(self, call):
+            """Let it come now."""
+            offloads._workers.give_up()
+            super().append(call)
+
+    gate = Gate()
+    server = serve(ClientHandler, max_offloads=1)
+    offloads = server._threaded_state.offloads
+    offloads._queue = Queue()
+
+    def occupy() -> None:
+        """Hold the only place."""
+        gate.entered.set()
+        wait_until(gate.release)
+
+    with running(server.offload, occupy):
+        wait_until(gate.entered)
+        with pytest.raises(ServerStopping):
+            server.offload(calls.square, 2)
+        gate.release.set()
+
+
+def test_wrong_executor_is_named_at_the_call(serve):
+    """It may have been set at any time."""
+    server = serve(ClientHandler)
+    server.executor = 0
+    with pytest.raises(ValueError, match="executor"):
+        server.offload(calls.square, 2)
+    server.executor = None
 
 
 def test_refusal_names_the_limit(meet, meeting):
@@ -675,7 +787,7 @@ def test_interrupted_wait_gives_its_place_back(serve, monkeypatch, moment):
         """Stand for the signal."""
         if moment != "queued":
             gate.release.set()
-            select.select([bell._waker], [], [], GUARD)
+            assert select.select([bell._waker], [], [], GUARD)[0]
         raise KeyboardInterrupt
 
     def occupy() -> None:

@@ -10,6 +10,7 @@ import types
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -295,6 +296,11 @@ def test_worker_that_never_gets_ready_is_an_error(monkeypatch):
         pass
 
 
+def children() -> set[str]:
+    """Find the children of this process, those included that nobody has collected."""
+    return {child for tasks in Path("/proc/self/task").glob("*/children") for child in tasks.read_text().split()}
+
+
 def test_worker_that_cannot_be_watched_is_not_left(monkeypatch):
     """Out of descriptors."""
     def fail(*_):
@@ -303,8 +309,11 @@ def test_worker_that_cannot_be_watched_is_not_left(monkeypatch):
 
     if hasattr(os, "pidfd_open"):
         monkeypatch.setattr(os, "pidfd_open", fail)
-        with pytest.raises(OSError, match="Too many"):
-            Worker()
+        before = children()
+        for _ in range(5):
+            with pytest.raises(OSError, match="Too many"):
+                Worker()
+        assert children() == before
 
 
 def test_worker_process_that_cannot_start_leaves_nothing(monkeypatch):
@@ -348,14 +357,44 @@ def test_interpreters_end_kills_all(meeting, monkeypatch):
 
 def test_forked_process_forgets_all(monkeypatch):
     """And does not wait for locks that threads of its parent hold."""
-    for name in ("_all", "_books"):
-        monkeypatch.setattr(workers, name, getattr(workers, name))
-    books = workers._books
-    with pool(1):
+    monkeypatch.setattr(workers, "_all", weakref.WeakSet())
+    monkeypatch.setattr(workers, "_books", books := workers._books)
+    with pool(1) as made:
+        [worker] = made._idle
         workers._forget_all()
-        assert not workers._all
         assert workers._books is not books
+        assert not made._idle
+        worker.kill()
+        worker.end()
+        assert worker._process.is_alive()
+        assert call(made, calls.square, 2) == 4
+        worker._process.kill()
+        worker._process.join()
+
+
+def test_interrupted_wait_for_a_worker_ends_it(monkeypatch):
+    """What it says when it is ready must not be taken for an answer."""
+    def interrupt(connections, timeout=None):
+        """Stand for a signal that comes while the worker starts."""
+        if timeout == workers._START:
+            raise KeyboardInterrupt
+        return wait(connections, timeout)
+
+    wait = workers.wait
+    with pool() as made:
+        monkeypatch.setattr(workers, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call(made, calls.square, 1)
         monkeypatch.undo()
+        assert call(made, calls.square, 2) == 4
+
+
+def test_worker_that_says_something_else_is_not_used(monkeypatch):
+    """It is ended, and the call begins in another one."""
+    with pool(1) as made:
+        monkeypatch.setattr(workers, "BEGUN", b"another word")
+        with pytest.raises(WorkerDied, match="as it received"):
+            call(made, calls.square, 1)
 
 
 def test_stop_as_a_worker_is_taken_ends_it():
@@ -383,11 +422,13 @@ def test_start_that_was_given_up_leaves_nothing(monkeypatch):
         made.start(2)
 
 
-def test_start_that_is_over_as_it_begins_does_not_wait(monkeypatch):
-    """A stop came when no worker was known yet that it could have ended."""
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_start_that_is_over_starts_no_more(monkeypatch, asked):
+    """A stop came when no worker was known yet that it could have ended, and need not wait for any."""
+    answers = iter([False] * asked + [True] * 9)
     monkeypatch.setattr(workers, "work", calls.say_nothing)
     with pytest.raises(WorkerDied):
-        Workers(threading.RLock()).start(2, lambda: True)
+        Workers(threading.RLock()).start(2, lambda: next(answers))
 
 
 def test_idle_worker_that_does_not_return_is_killed(monkeypatch):

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from .options import CHECKS
 from .registry import Client, HandlerRegistry
 from .serving import Turn
 from .threads import current_client
@@ -36,7 +37,7 @@ class OffloadRefused(RuntimeError):
 
 
 class _Bell:
-    """Ends a thread's wait from another thread: once rung, it stays so."""
+    """Ends a thread's wait from another thread, also where it rings ahead of the wait."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # excludes the closing from the ringing; a signal handler may ring, too
@@ -52,13 +53,16 @@ class _Bell:
         """Wait until it is rung, or ``client`` has gone: False."""
         connection = -1 if client is None else client.fileno()
         if not hasattr(select, "poll"):  # Windows: select cannot tell that a client has gone
-            select.select([self._waker], [], [])
-            return True
+            return bool(self._waker.recv(64))
         poll = select.poll()
         poll.register(self._waker, select.POLLIN)
         if connection >= 0:
             poll.register(connection, 0)  # an error or the end in both directions; one that is half closed may wait
-        return all(descriptor != connection for descriptor, _ in poll.poll())
+        ready = [descriptor for descriptor, _ in poll.poll()]
+        if connection in ready:
+            return False
+        self._waker.recv(64)  # it may be rung again
+        return True
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -70,13 +74,15 @@ class _Bell:
 class _Call:
     """One offloaded call. Its fields are guarded by the server's lock."""
 
-    def __init__(self, client: Client | None, limit: int | None, places: int | None, generation: int) -> None:
+    def __init__(self, client: Client | None, limit: int | None, places: int | None, generation: int,
+                 nested: bool) -> None:
         self.client = client
         self.limit = limit  # refused where so many run or wait
         self.places = places  # begins where fewer run
         self.generation = generation
-        self.begun = False
-        self.bell: _Bell | None = None  # rung when it begins, and when it is given up
+        self.nested = nested  # in a call that has its place, and would wait for itself
+        self.begun = False  # has a place
+        self.bell: _Bell | None = None  # rung when it may begin, and when it is given up
 
 
 class Offloads:
@@ -89,7 +95,6 @@ class Offloads:
         self.running = self.done = self.failed = 0
         self._queue: deque[_Call] = deque()  # those that wait for their turn
         self._submitted: set[_Bell] = set()  # of those that wait for an executor of the program's
-        self._given_up = False
         self._generation = 0  # how often it was opened again: a call belongs to one of them
         self._nesting = threading.local()  # inside: whether the calling thread is in an offloaded function
 
@@ -97,6 +102,7 @@ class Offloads:
 
     def open(self, executor: object, turn: Turn) -> None:
         """Start the worker processes, ahead of the first client. Raises WorkerDied or OSError where one cannot."""
+        CHECKS["executor"]("executor", executor)
         if isinstance(executor, int):
             try:
                 self._workers.start(executor, lambda: turn.stopped)
@@ -111,18 +117,16 @@ class Offloads:
     def reopen(self) -> None:
         """Take calls again; no stop is in progress."""
         with self._lock:
-            self._given_up = False
             self._generation += 1
             self._workers.reopen()
 
     def give_up(self) -> None:
         """Make every call that waits raise `ServerStopping`, and every later one, until `reopen`."""
+        self._workers.give_up()
         with self._lock:
-            self._given_up = True
             bells = [call.bell for call in self._queue if call.bell] + list(self._submitted)
         for bell in bells:
             bell.ring()
-        self._workers.give_up()
 
     def close(self) -> None:
         """Give up, and end the workers."""
@@ -142,10 +146,10 @@ class Offloads:
         client = current_client()
         if client is not None and client.registry is not self._registry:
             client = None  # of another server, in whose handler this one is called
+        CHECKS["executor"]("executor", executor)
         places = min(filter(None, (limit, executor if isinstance(executor, int) else None)), default=None)
-        if getattr(self._nesting, "inside", False):  # this thread has its place, and would wait for itself
-            limit = places = None
-        call = _Call(client, limit if refuse else None, places, self._generation)
+        call = _Call(client, limit if refuse else None, places, self._generation,
+                     getattr(self._nesting, "inside", False))
         succeeded = False
         try:
             if executor is None:
@@ -176,9 +180,9 @@ class Offloads:
 
     def _is_given_up(self, call: _Call) -> bool:
         """Whether a stop has given up a call; read without the lock where it is looked at once more afterwards."""
-        return self._given_up or self._generation != call.generation
+        return self._workers.given_up or self._generation != call.generation
 
-    # A turn.
+    # A turn: who waits is rung when it may be the next, and then takes the place itself.
 
     def _begin(self, call: _Call) -> None:
         """Wait for a turn."""
@@ -186,13 +190,15 @@ class Offloads:
             return
         bell = _Bell()
         try:
-            if not self._try(call, bell):
+            begun = self._try(call, bell)
+            while not begun:
                 here = bell.wait(call.client)
                 with self._lock:
                     if self._is_given_up(call):
                         raise ServerStopping("the server has cancelled this call as it stopped")
                     if not here:
                         raise ConnectionAbortedError("the client of this call has gone")
+                    begun = self._try_next_locked(call)
         finally:
             bell.close()
 
@@ -201,6 +207,8 @@ class Offloads:
         with self._lock:
             if self._is_given_up(call):
                 raise ServerStopping("the server is stopping: it takes no more calls")
+            if call.nested:
+                return True
             if call.places is None or self.running < call.places and not self._queue:
                 self.running += 1
                 call.begun = True
@@ -210,24 +218,36 @@ class Offloads:
             if bell is not None:
                 call.bell = bell
                 self._queue.append(call)
+                if self._is_given_up(call):  # in a signal handler, between these lines
+                    raise ServerStopping("the server is stopping: it takes no more calls")
         return False
+
+    def _try_next_locked(self, call: _Call) -> bool:
+        """Begin a call that has waited, if it is the next and there is a place."""
+        if self._queue[0] is not call or self.running >= (call.places or 0):
+            return False
+        self.running += 1
+        call.begun = True
+        self._queue.popleft()
+        self._ring_next_locked()  # two places may have come free since this one was rung
+        return True
+
+    def _ring_next_locked(self) -> None:
+        if self._queue and self._queue[0].bell:
+            self._queue[0].bell.ring()
 
     def _end(self, call: _Call, succeeded: bool) -> None:
         """Count a call, and let the next one begin, whether this one has begun itself or not."""
         with self._lock:
-            self.running -= call.begun
-            if call in self._queue:
+            if call.begun:
+                self.running -= 1
+            elif call in self._queue:
                 self._queue.remove(call)
+            self._ring_next_locked()
             if succeeded:
                 self.done += 1
             else:
                 self.failed += 1
-            while self._queue and self.running < (self._queue[0].places or 0):
-                following = self._queue.popleft()
-                following.begun = True
-                self.running += 1
-                assert following.bell is not None
-                following.bell.ring()
 
     # The executors.
 

@@ -114,8 +114,9 @@ class Client:
         return self._request
 
     def fileno(self) -> int:
-        """Return the connection's descriptor, to wait on; -1 once it has gone, or where it has none."""
-        return self._descriptor
+        """Return the connection's descriptor, to wait on; -1 once it has gone, or where its handler has closed it."""
+        with self._lock:
+            return _descriptor_of(self._request) if self._descriptor >= 0 else -1
 
     def traffic(self) -> Traffic | None:
         """Read the bytes and the idle time at once; of a client that has gone, what they were at its end."""

@@ -69,11 +69,11 @@ class ThreadedMixIn(_Base):
     `concurrent.futures.Executor`, which its owner shuts down."""
 
     max_offloads: int | None = None
-    """The most offloaded calls at once. ``None``: as many as there are workers; without these, as there are callers."""
+    """The most offloaded calls at once. ``None``: any number; those that find no worker free wait for one."""
 
     at_offload_limit = "wait"
-    """What a call does at that limit: ``"wait"`` for its turn, in its own thread; or ``"refuse"``: raise
-    `OffloadRefused` where so many are running, or waiting for a worker."""
+    """What a call does at the limit that ``max_offloads`` sets: ``"wait"`` for its turn, in its own thread; or
+    ``"refuse"``: raise `OffloadRefused` where so many are running, or waiting for a worker."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -393,8 +393,9 @@ class ThreadedMixIn(_Base):
         Raises what the function does, with a worker's traceback as its cause; TypeError or ImportError where the call
         cannot be sent to a worker process; `WorkerDied` where that ends in the middle; `ServerStopping` when a stop
         cuts the connections, and afterwards; ConnectionAbortedError where the client's connection is reset or cut
-        before the call begins; `OffloadRefused` at the limit. *Thread safety*: any thread; a handler uses its own
-        ``self.offload``. With ``executor=None`` a stop cannot interrupt the function: its handler is a survivor.
+        before the call begins; `OffloadRefused` at the limit; OSError where there are no descriptors to wait with, or a
+        worker cannot be started. *Thread safety*: any thread; a handler uses its own ``self.offload``; a stop waits for
+        handlers' calls only. With ``executor=None`` a stop cannot interrupt the function: its handler is a survivor.
 
         Dask takes equal calls for one and the same unless told otherwise: ``client.get_executor(pure=False)``.
         """

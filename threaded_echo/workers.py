@@ -76,7 +76,6 @@ class Worker:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._server = os.getpid()
         self._ended = False  # guarded by _books
         self._connection: Connection
         self._connection, theirs = context.Pipe()
@@ -87,8 +86,8 @@ class Worker:
         try:
             with _without_interrupt(), _books:  # in this order: an interrupt that has waited must not find them taken
                 self._process.start()
-            # Processes that a worker forks keep its pipes open when it dies, multiprocessing's sentinel included.
-            self._death = os.pidfd_open(self._process.pid or 0) if _HAS_PIDFD else self._process.sentinel
+                # Processes that a worker forks keep its pipes open when it dies, multiprocessing's sentinel included.
+                self._death = os.pidfd_open(self._process.pid or 0) if _HAS_PIDFD else self._process.sentinel
         except BaseException:
             self.end()
             raise
@@ -104,6 +103,9 @@ class Worker:
             reason = f"is not ready after {_START:.0f} s"
         except (EOFError, OSError):
             reason = "has ended as it started, and says why on standard error"
+        except BaseException:  # a signal's
+            self.end()
+            raise
         self.end()
         raise WorkerDied(f"a worker process {reason}. Each worker imports the script, which has to be a file, and to "
                          "start its servers under «if __name__ == '__main__':»") from None
@@ -116,7 +118,9 @@ class Worker:
         begun = False
         try:
             self._connection.send_bytes(call)
-            begun = self._receive() == BEGUN
+            if self._receive() != BEGUN:
+                raise EOFError
+            begun = True
             reply = self._receive()
         except (EOFError, OSError) as error:
             self.end()
@@ -150,7 +154,7 @@ class Worker:
     def kill(self) -> None:
         """End the process in whatever it does; its holder collects it."""
         with _books:
-            if not self._ended and os.getpid() == self._server:  # not at the exit of a process that was forked here
+            if not self._ended:
                 self._process.kill()
 
     def hang_up(self) -> None:
@@ -165,15 +169,28 @@ class Worker:
         if self._death < 0 or not wait([self._death], patience):
             self.kill()
             wait([self._death if self._death >= 0 else self._process.sentinel], _END)
-        if not _HAS_PIDFD:  # the sentinel comes a moment ahead of the end
-            self._process.join(_END)
+        deadline = time.monotonic() + _END
+        while self._is_uncollected() and time.monotonic() < deadline:
+            time.sleep(0.001)  # the sentinel comes a moment ahead of the end
         with _books:
             self._ended = True
-            self._process.is_alive()  # which collects it
             self.exitcode = self._process.exitcode
             if not _exiting:  # when multiprocessing goes through them all
                 with contextlib.suppress(ValueError):  # still running: in a system call that nothing ends
                     self._process.close()
+        self._close_death()
+
+    def forget(self) -> None:
+        """Close what a forked process has of it."""
+        self._ended = True
+        self._connection.close()
+        self._close_death()
+
+    def _is_uncollected(self) -> bool:
+        with _books:
+            return self._process.is_alive()
+
+    def _close_death(self) -> None:
         if _HAS_PIDFD and self._death >= 0:
             os.close(self._death)
 
@@ -186,7 +203,7 @@ class Workers:
         self._idle: list[Worker] = []
         self._held: set[Worker] = set()
         self._starting: list[Worker] = []  # ahead of the first client; held, too
-        self._given_up = False
+        self.given_up = False
         self._opening = threading.Lock()  # held by who starts workers ahead: a second one waits, and finds them there
         with _books:
             _all.add(self)
@@ -202,6 +219,8 @@ class Workers:
             started: list[Worker] = []
             try:
                 for _ in range(missing):  # all of them, and then wait
+                    if is_over():
+                        raise WorkerDied("a stop came as the workers were started")
                     started.append(worker := self._hold_new())
                     with self._lock:
                         self._starting.append(worker)
@@ -246,13 +265,13 @@ class Workers:
 
     def _hold_idle(self) -> Worker | None:
         with self._lock:
-            if self._given_up:
+            if self.given_up:
                 raise WorkerDied("the server's workers have ended")
             if not self._idle:
                 return None
             worker = self._idle.pop()
             self._held.add(worker)
-            given_up = self._given_up  # in a signal handler, between these lines
+            given_up = self.given_up  # in a signal handler, between these lines
         if given_up:
             worker.kill()
         return worker
@@ -261,7 +280,7 @@ class Workers:
         worker = Worker()
         with self._lock:
             self._held.add(worker)
-            given_up = self._given_up
+            given_up = self.given_up
         if given_up:
             worker.kill()
         return worker
@@ -270,7 +289,7 @@ class Workers:
         alive = worker.is_alive()
         with self._lock:
             self._held.discard(worker)
-            keeps = alive and not self._given_up and len(self._idle) + len(self._held) < count
+            keeps = alive and len(self._idle) + len(self._held) < count and not self.given_up
             if keeps:
                 self._idle.append(worker)
         if not keeps:
@@ -279,7 +298,7 @@ class Workers:
     def give_up(self) -> None:
         """Kill the workers that are held: who holds one meets WorkerDied. Until `reopen`, so does every other call."""
         with self._lock:
-            self._given_up = True
+            self.given_up = True
             held = list(self._held)
         for worker in held:
             worker.kill()
@@ -298,7 +317,7 @@ class Workers:
     def reopen(self) -> None:
         """Take calls again."""
         with self._lock:
-            self._given_up = False
+            self.given_up = False
 
     def kill(self) -> None:
         """Kill every worker, for the interpreter's end: nobody waits for them any more."""
@@ -307,6 +326,12 @@ class Workers:
             idle = list(self._idle)
         for worker in idle:
             worker.kill()
+
+    def forget(self) -> None:
+        """Forget them all, in a forked process: they are its parent's."""
+        for worker in (*self._idle, *self._held):
+            worker.forget()
+        self._idle, self._held, self._starting, self._opening = [], set(), [], threading.Lock()
 
 
 @atexit.register  # after multiprocessing's own callback, and so called before that one, which would wait for them
@@ -321,9 +346,11 @@ def _kill_all() -> None:
 
 
 def _forget_all() -> None:
-    """In a forked process, whose workers they are not, and where another thread's lock would never be released."""
-    global _books, _all
-    _books, _all = threading.RLock(), weakref.WeakSet()
+    """Begin anew in a forked process, where locks that other threads held would never be released."""
+    global _books
+    _books = threading.RLock()
+    for workers in list(_all):
+        workers.forget()
 
 
 getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_forget_all)

@@ -223,7 +223,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_forked_process_leaves_the_workers_alone(tmp_path):
-    """It inherits what the interpreter does at its exit."""
+    """It has its own, and ends them at its exit."""
     script = tmp_path / "script.py"
     script.write_text("""
 import os
@@ -236,8 +236,9 @@ if __name__ == "__main__":
         before = server.offload(calls.describe)["process"]
         child = os.fork()
         if child == 0:
-            sys.exit()
-        os.waitpid(child, 0)
+            own = server.offload(calls.describe)
+            sys.exit(own["process"] == before or own["parent"] != os.getpid())
+        assert os.waitpid(child, 0)[1] == 0
         print(server.offload(calls.describe)["process"] == before)
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=GUARD,
