@@ -119,6 +119,23 @@ def wait_for(server: ThreadedTCPServer, what: Callable[[Any], bool]) -> None:
     pytest.fail(f"it did not happen in time: {server.stats()}")
 
 
+def stay(gate: Gate) -> None:
+    """Hold a place until the gate opens."""
+    gate.entered.set()
+    wait_until(gate.release)
+
+
+@contextmanager
+def occupied(server: ThreadedTCPServer, gate: Gate) -> Iterator[threading.Thread]:
+    """Have a call that holds a place until the gate opens, or the context is left."""
+    with running(server.offload, stay, gate) as thread:
+        wait_until(gate.entered)
+        try:
+            yield thread
+        finally:
+            gate.release.set()
+
+
 def reset(client: socket.socket) -> None:
     """Close a connection so that the other side knows at once."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -440,11 +457,6 @@ def test_two_places_that_come_free_at_once_are_both_taken(serve, monkeypatch):
     server = serve(ClientHandler, max_offloads=2)
     woken = threading.Event()
 
-    def stay(gate: Gate) -> None:
-        """Hold a place."""
-        gate.entered.set()
-        wait_until(gate.release)
-
     def wait_late(bell, client):
         """Stand for a thread that is slow to wake up."""
         here = wait(bell, client)
@@ -475,13 +487,7 @@ def test_call_that_is_rung_for_nothing_waits_on(serve):
     gate = Gate()
     server = serve(ClientHandler, max_offloads=1)
 
-    def occupy() -> None:
-        """Hold the only place."""
-        gate.entered.set()
-        wait_until(gate.release)
-
-    with running(server.offload, occupy):
-        wait_until(gate.entered)
+    with occupied(server, gate):
         with running(server.offload, calls.square, 2):
             wait_for(server, lambda stats: stats.offloads_waiting == 1)
             server._threaded_state.offloads._queue[0].bell.ring()
@@ -504,16 +510,9 @@ def test_stop_as_a_call_is_queued_ends_it(serve):
     offloads = server._threaded_state.offloads
     offloads._queue = Queue()
 
-    def occupy() -> None:
-        """Hold the only place."""
-        gate.entered.set()
-        wait_until(gate.release)
-
-    with running(server.offload, occupy):
-        wait_until(gate.entered)
+    with occupied(server, gate):
         with pytest.raises(ServerStopping):
             server.offload(calls.square, 2)
-        gate.release.set()
 
 
 def test_wrong_executor_is_named_at_the_call(serve):
@@ -541,19 +540,13 @@ def test_place_that_comes_free_while_the_bell_is_made_is_taken(serve, monkeypatc
     gate = Gate()
     server = serve(ClientHandler, max_offloads=1)
 
-    def occupy() -> None:
-        """Hold the only place."""
-        gate.entered.set()
-        wait_until(gate.release)
-
     def make_late() -> _Bell:
         """Let the place come free first."""
         gate.release.set()
         thread.join(GUARD)
         return _Bell()
 
-    with running(server.offload, occupy) as thread:
-        wait_until(gate.entered)
+    with occupied(server, gate) as thread:
         monkeypatch.setattr("threaded_echo.offload._Bell", make_late)
         assert server.offload(calls.square, 3) == 9
 
@@ -563,22 +556,15 @@ def test_stop_while_the_bell_is_made_is_noticed(serve, monkeypatch):
     gate = Gate()
     server = serve(ClientHandler, max_offloads=1)
 
-    def occupy() -> None:
-        """Hold the only place."""
-        gate.entered.set()
-        wait_until(gate.release)
-
     def make_late() -> _Bell:
         """Let a stop come first."""
         server._threaded_state.offloads.give_up()
         return _Bell()
 
-    with running(server.offload, occupy):
-        wait_until(gate.entered)
+    with occupied(server, gate):
         monkeypatch.setattr("threaded_echo.offload._Bell", make_late)
         with pytest.raises(ServerStopping):
             server.offload(calls.square, 3)
-        gate.release.set()
 
 
 class KilledWorker(Exception):
@@ -790,17 +776,10 @@ def test_interrupted_wait_gives_its_place_back(serve, monkeypatch, moment):
             assert select.select([bell._waker], [], [], GUARD)[0]
         raise KeyboardInterrupt
 
-    def occupy() -> None:
-        """Hold the only place."""
-        gate.entered.set()
-        wait_until(gate.release)
-
     monkeypatch.setattr("threaded_echo.offload._Bell.wait", interrupt)
-    with running(server.offload, occupy):
-        wait_until(gate.entered)
+    with occupied(server, gate):
         with pytest.raises(KeyboardInterrupt):
             server.offload(calls.square, 1)
-        gate.release.set()
     monkeypatch.undo()
     assert server.offload(calls.square, 2) == 4
     assert offloads.count() == (0, 0, 2, 1)
@@ -825,22 +804,15 @@ def test_stop_that_is_over_still_ends_a_wait(serve, monkeypatch):
         except ServerStopping as error:
             errors.append(error)
 
-    def occupy() -> None:
-        """Hold the only place."""
-        gate.entered.set()
-        wait_until(gate.release)
-
     wait = _Bell.wait
     monkeypatch.setattr(_Bell, "wait", wait_late)
-    with running(server.offload, occupy):
-        wait_until(gate.entered)
+    with occupied(server, gate):
         with running(call):
             wait_for(server, lambda stats: stats.offloads_waiting == 1)
             server.shutdown()
             server.start()
             late.set()
         assert len(errors) == 1
-        gate.release.set()
 
 
 def test_bell_without_poll_waits_too(serve, monkeypatch, meeting):
