@@ -11,6 +11,7 @@ import pytest
 
 from threaded_echo import ThreadedTCPServer
 
+from .offloading import Meet
 from .tools import Meeting
 
 LOOPBACK = ("127.0.0.1", 0)
@@ -69,3 +70,13 @@ def meeting() -> Iterator[Meeting]:
     made = Meeting()
     yield made
     made.close()
+
+
+@pytest.fixture
+def meet(serve, meeting) -> Callable[..., ThreadedTCPServer]:
+    """Start a server whose handlers offload calls to the meeting."""
+    def start(**options: object) -> ThreadedTCPServer:
+        """As ``serve``."""
+        return serve(type("Handler", (Meet,), {"address": meeting.address}), **options)
+
+    return start
