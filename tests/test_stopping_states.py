@@ -1,0 +1,184 @@
+"""The stop: every state that the server may be in, and its way back to serving."""
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from threaded_echo import ThreadedTCPServer
+
+from .conftest import LOOPBACK
+from .tools import Echo, Gate, ask, connect, running, wait_until
+
+
+@pytest.mark.parametrize("ending", ["stop", "server_close"])
+def test_stop_before_start_closes(ending):
+    """A server that has never served stops; then serving it is a clear error."""
+    server = ThreadedTCPServer(LOOPBACK, Echo)
+    getattr(server, ending)()
+    for serving in (server.start, server.serve_forever, server.handle_request):
+        with pytest.raises(RuntimeError, match="closed"):
+            serving()
+
+
+def test_shutdown_before_serve_forever_ends_the_next_one():
+    """As in socketserver: a loop that is on its way in a new thread is ended, whoever comes first."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        server.shutdown()
+        server.serve_forever()
+        server.shutdown()
+        server.start()
+        assert ask(server) == b"ping\n", "start() was asked for after the shutdown"
+
+
+def test_stop_twice_finds_nothing_the_second_time(serve):
+    """A second stop is at once through."""
+    server = serve(Echo)
+    with connect(server) as client:
+        client.sendall(b"x")
+        client.recv(1)
+        assert server.stop().drained == 1
+    again = server.stop()
+    assert (again.drained, again.forced, again.clean) == (0, 0, True)
+
+
+def test_stop_after_a_start_that_failed_is_clean():
+    """A start on a socket that does not listen is an error, and leaves nothing."""
+    server = ThreadedTCPServer(LOOPBACK, Echo, bind_and_activate=False)
+    with pytest.raises(RuntimeError, match="listen"):
+        server.start()
+    assert server.stop().clean
+
+
+def test_shutdown_leaves_the_server_able_to_serve_again(serve):
+    """The listening socket stays, the numbers go on, and there is a new stopping event."""
+    server = serve(Echo)
+    address, event = server.server_address, server.stopping
+    assert ask(server) == b"ping\n"
+    server.shutdown()
+    assert event.is_set()
+    with connect(address) as waiting:  # in the backlog meanwhile
+        server.start()
+        assert not server.stopping.is_set() and event.is_set()
+        waiting.sendall(b"y")
+        assert waiting.recv(1) == b"y"
+        assert list(server.clients) == [2]
+
+
+def test_serving_again_waits_for_the_stop_in_progress(serve, monkeypatch):
+    """A new start during a shutdown begins when that is over."""
+    gate = Gate()
+    server = serve(gate.handler)
+    changed = server._threaded_state.registry.changed
+    waits = threading.Event()
+
+    def wait(timeout=None, wait=changed.wait):
+        if timeout is None:  # a stop's own waits have one
+            waits.set()
+        return wait(timeout)
+
+    monkeypatch.setattr(changed, "wait", wait)
+    with connect(server):
+        wait_until(gate.entered)
+        with running(server.shutdown):
+            wait_until(server.stopping)
+            with running(server.start):
+                wait_until(waits)
+                gate.release.set()
+    assert not server.stopping.is_set()
+
+
+def test_stop_while_starting_raises_in_start():
+    """A stop that comes between start() and the first accept is told there."""
+    server: ThreadedTCPServer
+
+    class Server(ThreadedTCPServer):
+        """Is shut down as it starts."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Shut down, then serve."""
+            self.shutdown()
+            super().serve_forever(poll_interval)
+
+    with Server(LOOPBACK, Echo) as server, pytest.raises(RuntimeError, match="stopped while"):
+        server.start()
+
+
+def test_stop_without_patience_waits_for_the_loop_to_return(serve, caplog):
+    """A loop that only has to return is joined, and not told of, however little time a stop is given."""
+    class Server(ThreadedTCPServer):
+        """Its loop is in a hook when the stop begins, and needs a moment to leave it."""
+
+        def service_actions(self) -> None:
+            """Take a moment once a stop has begun."""
+            if gate.entered.is_set():
+                wait_until(self.stopping)
+                threading.Event().wait(0.1)
+
+    gate = Gate()
+    for server_class in [Server, *[ThreadedTCPServer] * 20]:
+        server = serve(gate.handler, server_class)
+        with connect(server):
+            wait_until(gate.entered)
+            report = server.stop(0, 0)
+        gate.entered.clear()
+        assert not any(thread.name.endswith("serving") for thread in threading.enumerate())
+        assert len(report.survivors) == 1
+    assert "serving loop" not in caplog.text
+    gate.release.set()
+
+
+def test_serving_loop_that_hangs_is_reported(serve, caplog):
+    """A hook that never returns bounds the stop, and its lines are logged."""
+    entered, release = threading.Event(), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Hangs in its loop."""
+
+        def verify_request(self, request, client_address):
+            """Wait to be released."""
+            entered.set()
+            wait_until(release)
+            return True
+
+    server = serve(Echo, Server)
+    with connect(server):
+        wait_until(entered)
+        report = server.stop(drain=0.01, force=0.01)
+        assert [survivor.client.number for survivor in report.survivors] == [1]
+        assert any("the serving loop is still running" in record.getMessage() and "wait_until(release)"
+                   in record.getMessage() for record in caplog.records)
+        release.set()
+    server.stop()
+
+
+def test_loop_on_handle_request_is_joined(serve):
+    """A serve_forever of the program's own that comes back during the stop is sent away, not served."""
+    between, release = threading.Event(), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Loops itself, and tarries between two requests."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Handle requests until a stop."""
+            self.handle_request()
+            between.set()
+            wait_until(release)
+            self.handle_request()
+
+    server = serve(Echo, Server)
+    with connect(server):
+        wait_until(between)
+        with running(server.stop):
+            wait_until(server.stopping)
+            release.set()
+
+
+def test_handle_request_in_another_thread_returns_at_a_stop():
+    """A thread that waits in handle_request is woken like a loop."""
+    server = ThreadedTCPServer(LOOPBACK, Echo)
+    server.timeout = 3600
+    with running(server.handle_request):
+        while not server._threaded_state.serving.turns:
+            pass
+        server.stop()
