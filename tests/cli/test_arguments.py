@@ -1,0 +1,138 @@
+"""How the command is called: handlers, workers, wrong usage."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+
+import pytest
+
+from threaded_echo import ClientHandler, EchoHandler, ThreadedTCPServer, cli
+
+from .. import calls
+from ..tools import ask
+from .operating import run
+
+
+class Where(ClientHandler):
+    """Tells in which process its work is done."""
+
+    def process(self, data):
+        """Reply with it."""
+        return b"%d" % self.offload(os.getpid)
+
+
+def test_workers_compute_for_the_handler(named):
+    """What it offloads runs in another process, and they are gone at the end."""
+    def script(operator):
+        """Ask for a worker's process."""
+        assert int(ask(operator.address(), b"x")) != os.getpid()
+        operator.interrupt()
+
+    status, _ = run(["--port", "0", "--workers", "2", "--handler", named(Where)], script)
+    assert status == cli.OK
+    assert not multiprocessing.active_children()
+
+
+def test_workers_that_cannot_start_are_an_exit_status(monkeypatch, capsys):
+    """With one line that says why."""
+    monkeypatch.setattr("threaded_echo.workers.work", calls.end_as_it_starts)
+    assert cli.main(["--port", "0", "--workers", "1"]) == cli.FAILED
+    assert capsys.readouterr().err.startswith("threaded_echo: cannot serve: a worker process has ended as it starte")
+
+
+def test_handler_from_the_current_folder_serves(folder):
+    """A module beside which the command is run, and a class within a class."""
+    (folder / "their_shout.py").write_text(
+        "import threaded_echo\n"
+        "class Outer:\n"
+        "    class Shout(threaded_echo.LineHandler):\n"
+        "        def process(self, line):\n"
+        "            return line.upper()\n")
+
+    def script(operator):
+        """Whisper."""
+        assert ask(operator.address(), b"hello\n") == b"HELLO\n"
+        operator.interrupt()
+
+    assert run(["--port", "0", "--handler", "their_shout:Outer.Shout"], script)[0] == cli.OK
+
+
+def test_handler_is_found_where_the_folder_is_listed_already(folder, monkeypatch):
+    """As it is for `python -m`: it is not listed twice."""
+    monkeypatch.syspath_prepend(os.getcwd())
+    path = sys.path[:]
+    assert cli.load_handler("threaded_echo:EchoHandler") is EchoHandler
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(("source", "name", "reason"), [
+    (None, "theirs_not:H", "cannot import the handler's module 'theirs_not': "
+                           "ModuleNotFoundError: No module named 'theirs_not'"),
+    ("1 / 0", "theirs:H", "cannot import the handler's module 'theirs': ZeroDivisionError: division by zero"),
+    ("raise SystemExit(0)", "theirs:H", "cannot import the handler's module 'theirs': SystemExit: 0"),
+    ("raise ValueError('two\\nlines')", "theirs:H", "cannot import the handler's module 'theirs': "
+                                                    "ValueError: two lines"),
+    ("", "theirs:H", "module 'theirs' has no 'H'"),
+    ("class H: pass", "theirs:H.Inner", "module 'theirs' has no 'H.Inner'"),
+    ("class H: pass", "theirs:H",
+     "'theirs:H' is not a handler: a subclass of socketserver.BaseRequestHandler is needed"),
+    ("def h(): pass", "theirs:h",
+     "'theirs:h' is not a handler: a subclass of socketserver.BaseRequestHandler is needed"),
+])
+def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, capsys):
+    """In one line, with the reason."""
+    if source is not None:
+        (folder / "theirs.py").write_text(source)
+    assert run(["--port", "0", "--handler", name]) == (cli.FAILED, [])
+    assert capsys.readouterr().err == f"threaded_echo: {reason}\n"
+
+
+@pytest.mark.parametrize(("arguments", "names"), [
+    (["--port", "a"], "--port"),
+    (["--port", "-1"], "--port"),
+    (["--port", "65536"], "--port"),
+    (["--duration", "a"], "--duration"),
+    (["--duration", "-1"], "--duration"),
+    (["--duration", "nan"], "--duration"),
+    (["--drain-timeout", "inf"], "--drain-timeout"),
+    (["--force-timeout", "-0.1"], "--force-timeout"),
+    (["--workers", "0"], "--workers"),
+    (["--workers", "two"], "--workers"),
+    (["--handler", ""], "--handler"),
+    (["--handler", "module"], "--handler"),
+    (["--handler", "module:"], "--handler"),
+    (["--handler", ":Class"], "--handler"),
+    (["--unix", ""], "--unix"),
+    (["--unix", "path", "--host", "name"], "--host"),
+    (["--quiet", "--verbose"], "--verbose"),
+    (["--unknown"], "--unknown"),
+    (["more"], "more"),
+])
+def test_wrong_usage_is_an_exit_status(arguments, names, capsys):
+    """And the argument is named."""
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    assert raised.value.code == 2
+    assert names in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_names_the_defaults(capsys):
+    """They are the server's own."""
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--help"])
+    assert raised.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for default in ("127.0.0.1", "9999", ThreadedTCPServer.drain_timeout, ThreadedTCPServer.force_timeout):
+        assert f"(default: {default})" in text
+
+
+def test_module_that_is_run_is_the_command(monkeypatch, capsys):
+    """`python -m threaded_echo`."""
+    monkeypatch.setattr(sys, "argv", ["threaded_echo", "--port", "0", "--duration", "0"])
+    monkeypatch.delitem(sys.modules, "threaded_echo.__main__")
+    with pytest.raises(SystemExit) as raised:
+        runpy.run_module("threaded_echo", run_name="__main__")
+    assert raised.value.code == cli.OK
+    assert capsys.readouterr().out.startswith("listening on 127.0.0.1:")

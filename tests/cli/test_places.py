@@ -1,0 +1,168 @@
+"""Where the command listens: addresses, names, Unix sockets."""
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import socketserver
+import sys
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from threaded_echo import cli
+
+from ..tools import ask, connect
+from .operating import port_of, run
+
+
+HAS_IPV6 = False
+with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+    probe.bind(("::1", 0))
+    HAS_IPV6 = True
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
+def test_ipv6_address_is_shown_in_brackets():
+    """As in a URL, so that the port can be told from the rest."""
+    ports: list[int] = []
+
+    def script(operator):
+        """Come by IPv6."""
+        with socket.create_connection(operator.address()) as client:
+            ports.append(port_of(client))
+            operator.line()
+        operator.interrupt()
+
+    status, lines = run(["--port", "0", "--host", "::1"], script)
+    assert status == cli.OK
+    assert re.fullmatch(r"listening on \[::1\]:\d+", lines[0])
+    assert lines[1] == f"client 1 connected from [::1]:{ports[0]}"
+
+
+def test_port_that_is_taken_is_told(capsys):
+    """In one line; nothing goes to standard output."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = port_of(other)
+        assert run(["--port", str(port)]) == (cli.FAILED, [])
+    reason = os.strerror(errno.EADDRINUSE)
+    assert capsys.readouterr().err == f"threaded_echo: cannot listen on 127.0.0.1:{port}: {reason}\n"
+
+
+def test_port_that_is_not_ours_to_bind_is_told(capsys, monkeypatch):
+    """As the first 1024 are, mostly."""
+    def refuse(server):
+        """Refuse, as the kernel does."""
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socketserver.TCPServer, "server_bind", refuse)
+    assert run(["--port", "80"]) == (cli.FAILED, [])
+    assert capsys.readouterr().err == "threaded_echo: cannot listen on 127.0.0.1:80: Permission denied\n"
+
+
+def test_address_that_is_not_ours_is_told(capsys):
+    """One that is reserved for documentation."""
+    assert run(["--host", "192.0.2.1", "--port", "0"]) == (cli.FAILED, [])
+    reason = os.strerror(errno.EADDRNOTAVAIL)
+    assert capsys.readouterr().err == f"threaded_echo: cannot listen on 192.0.2.1:0: {reason}\n"
+
+
+def test_host_that_is_unknown_is_told(capsys, monkeypatch):
+    """With what the resolver says."""
+    def fail(*arguments, **keywords):
+        """Know nothing."""
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    assert run(["--host", "nowhere", "--port", "1"]) == (cli.FAILED, [])
+    assert capsys.readouterr().err == "threaded_echo: cannot listen on nowhere:1: Name or service not known\n"
+
+
+def test_host_that_cannot_be_a_name_is_told(capsys):
+    """One that the resolver does not even get to see."""
+    assert run(["--host", "two..dots", "--port", "1"]) == (cli.FAILED, [])
+    assert capsys.readouterr().err.startswith("threaded_echo: cannot listen on two..dots:1: ")
+
+
+def run_on_path(path: str) -> tuple[int, list[str]]:
+    """Run the command on a Unix socket, and be one client."""
+    def script(operator):
+        """Say hello."""
+        assert ask(operator.address(), b"hello\n") == b"hello\n"
+        operator.interrupt()
+
+    return run(["--unix", path], script)
+
+
+def test_unix_socket_is_served_and_removed_at_the_end(folder):
+    """Its clients have no address to show."""
+    status, lines = run_on_path("here")
+    assert status == cli.OK
+    assert lines[:3] == ["listening on here", "client 1 connected", "client 1: hello"]
+    assert "client 1 disconnected" in lines[3:-1]
+    assert os.listdir() == []
+
+
+def test_unix_socket_of_a_server_that_was_killed_is_replaced(folder):
+    """Nobody listens on it any more."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind("here")
+        stale.listen()
+    assert run_on_path("here")[0] == cli.OK
+    assert os.listdir() == []
+
+
+def test_unix_socket_of_a_live_server_is_left_alone(folder, capsys):
+    """It goes on accepting."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind("here")
+        other.listen()
+        assert run(["--unix", "here"]) == (cli.FAILED, [])
+        assert capsys.readouterr().err == f"threaded_echo: cannot listen on here: {os.strerror(errno.EADDRINUSE)}\n"
+        with connect("here"):
+            for _ in range(2):  # the command's own look at it was the first
+                other.accept()[0].close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
+def test_unix_socket_whose_queue_is_full_is_left_alone(folder):
+    """And looking at it does not wait for its server."""
+    with socket.socket(socket.AF_UNIX) as other, ExitStack() as stack:
+        other.bind("here")
+        other.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect("here")
+        assert run(["--unix", "here"]) == (cli.FAILED, [])
+        assert os.listdir() == ["here"]
+
+
+def test_file_that_is_no_socket_is_left_alone(folder):
+    """Whatever it is."""
+    (folder / "here").write_text("precious")
+    assert run(["--unix", "here"]) == (cli.FAILED, [])
+    assert (folder / "here").read_text() == "precious"
+
+
+def test_unix_socket_that_another_has_replaced_is_not_removed(folder):
+    """At the end, the path is somebody else's."""
+    with socket.socket(socket.AF_UNIX) as other:
+        def script(operator):
+            """Take the path."""
+            operator.address()
+            os.unlink("here")
+            other.bind("here")
+            other.listen()
+            operator.interrupt()
+
+        assert run(["--unix", "here"], script)[0] == cli.OK
+        assert os.listdir() == ["here"]
+
+
+def test_unix_path_that_is_too_long_is_told(folder, capsys):
+    """The limit is about a hundred bytes."""
+    assert run(["--unix", "a" * 300]) == (cli.FAILED, [])
+    assert "AF_UNIX path too long" in capsys.readouterr().err
