@@ -231,7 +231,7 @@ def test_killing_in_a_loop_mixes_up_no_answers():
 
     def kill() -> tuple[int, int]:
         """Kill what is idle, what is held, and what takes a call."""
-        for _ in range(10):
+        for _ in range(6):
             with pytest.raises(WorkerDied):
                 call(made, calls.die, 1)
             with made._lock:

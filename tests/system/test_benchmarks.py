@@ -30,7 +30,7 @@ def test_benchmark_prints_and_keeps_its_figures(tmp_path, names):
 
 def test_offload_benchmark_measures_light_and_heavy_clients(tmp_path):
     """The light client is answered, and jobs are done where there are heavy clients."""
-    peers = ["stock", "threaded_echo, inline", "threaded_echo, workers"]
+    peers = ["stock", "threaded_echo, workers"]
     command = [sys.executable, "-m", "tests.benchmarks", "offload", "--rounds", "1", "--seconds", "0.3",
                "--peers", *peers, "--no-pictures", "--output", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
