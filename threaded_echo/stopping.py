@@ -227,8 +227,7 @@ class Stopping:
         return joined
 
     def _force(self, stop: _Stop) -> None:
-        """Give up offloaded calls; cut the connections that are left, but for those whose handlers wait for this stop.
-        """
+        """Give up offloaded calls; cut the connections that are left, but not of handlers that wait for this stop."""
         with self._registry.lock:
             if stop.force_until is not None:
                 return
