@@ -113,7 +113,7 @@ class LineHandler(ClientHandler):
                         replies.append(reply + b"\n")
                     if replies and time.monotonic() - oldest > _TOGETHER:
                         self._flush()
-            except BaseException:
+            except BaseException:  # whatever process raises; the replies to the lines before it are due all the same
                 with suppress(OSError):  # the handler's own error is the one to tell
                     self._flush()
                 raise

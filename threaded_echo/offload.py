@@ -6,7 +6,8 @@ Guarantees:
 - A call that waits ends at the latest when a stop cuts the connections: it raises `ServerStopping`, and what has not
   begun never does. So does a call that waits for its turn when its client's connection is reset or cut: it raises
   ConnectionAbortedError.
-- Every call is counted once: as waiting or running, then as done or failed.
+- Every call is counted once: as waiting or running, then as done or failed. A call from within a function that runs in
+  the same thread has the place of the outer one, and is counted at its end only.
 """
 from __future__ import annotations
 

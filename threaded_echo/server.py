@@ -180,14 +180,14 @@ class ThreadedMixIn(_Base):
             else:
                 client.refused = True
                 self.shutdown_request(request)
-        except Exception as error:
+        except Exception as error:  # a program's hook, or a thread that cannot start: it costs this client only
             self._judge(request, error)
             try:
                 self.handle_error(request, client_address)
-            except Exception:
+            except Exception:  # a program's own: it must not end the serving loop
                 logger.exception("client %d: handle_error has failed", client.number)
             self.shutdown_request(client.request or request)
-        except BaseException:
+        except BaseException:  # an interrupt, or SystemExit of a hook: it ends the loop, and must not leave the client
             self.shutdown_request(client.request or request)
             raise
         finally:
@@ -303,7 +303,7 @@ class ThreadedMixIn(_Base):
         client.announced = True
         try:
             self.client_connected(client)
-        except Exception:
+        except Exception:  # a program's own: the client is served all the same
             logger.exception("client %d: client_connected has failed", client.number)
 
     def _close(self, request: Any, close: Callable[[Any], None]) -> None:
@@ -323,7 +323,7 @@ class ThreadedMixIn(_Base):
         if client.announced:
             try:
                 self.client_disconnected(client)
-            except Exception:
+            except Exception:  # a program's own: the thread has its next client to serve
                 logger.exception("client %d: client_disconnected has failed", client.number)
 
     def _judge(self, request: Any, error: BaseException | None) -> Client | None:

@@ -104,7 +104,7 @@ class HandlerThreads:
             self.running.add(thread)
         try:
             thread.start()
-        except BaseException:
+        except BaseException:  # no thread to be had, no memory, an interrupt: a stop must not wait for this one
             with self._registry.lock:
                 self.running.discard(thread)
             raise

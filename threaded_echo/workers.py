@@ -88,7 +88,7 @@ class Worker:
                 self._process.start()
                 # Processes that a worker forks keep its pipes open when it dies, multiprocessing's sentinel included.
                 self._death = os.pidfd_open(self._process.pid or 0) if _HAS_PIDFD else self._process.sentinel
-        except BaseException:
+        except BaseException:  # no process or descriptor to be had, a signal's: nobody else knows of this one
             self.end()
             raise
         finally:
@@ -228,7 +228,7 @@ class Workers:
                         worker.kill()
                 for worker in started:
                     worker.wait_until_ready()
-            except BaseException:
+            except BaseException:  # one that cannot start, or a signal's: none of the others may stay
                 for worker in started:
                     worker.kill()
                 for worker in started:
