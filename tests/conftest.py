@@ -11,10 +11,8 @@ import pytest
 
 from threaded_echo import ThreadedTCPServer
 
-from .offloading import Meet
-from .tools import Meeting
-
-LOOPBACK = ("127.0.0.1", 0)
+from .offloading import meet_at
+from .tools import LOOPBACK, Meeting
 
 # Started with the first process of its kind, it stays until the interpreter ends, and so does a descriptor to it.
 multiprocessing.resource_tracker.ensure_running()
@@ -77,6 +75,6 @@ def meet(serve, meeting) -> Callable[..., ThreadedTCPServer]:
     """Start a server whose handlers offload calls to the meeting."""
     def start(**options: object) -> ThreadedTCPServer:
         """As ``serve``."""
-        return serve(type("Handler", (Meet,), {"address": meeting.address}), **options)
+        return serve(meet_at(meeting), **options)
 
     return start

@@ -16,7 +16,7 @@ import pytest
 from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer
 
 from . import calls
-from .tools import GUARD, Gate, running, wait_until
+from .tools import GUARD, LOOPBACK, Gate, Meeting, running, wait_until
 
 
 class Meet(LineHandler):
@@ -86,6 +86,19 @@ def executor_of(kind: str) -> Iterator[Any]:
     else:
         with concurrent.futures.InterpreterPoolExecutor(2) as interpreters:
             yield interpreters
+
+
+def meet_at(meeting: Meeting) -> type[Meet]:
+    """Make a handler class that offloads calls to a meeting."""
+    return type("Handler", (Meet,), {"address": meeting.address})
+
+
+@contextmanager
+def meeting_server(kind: str, meeting: Meeting, **options: Any) -> Iterator[ThreadedTCPServer]:
+    """Serve with such handlers, and with an executor of a kind."""
+    with executor_of(kind) as executor:
+        with ThreadedTCPServer(LOOPBACK, meet_at(meeting), executor=executor, **options).start() as server:
+            yield server
 
 
 def wait_for(server: ThreadedTCPServer, what: Callable[[Any], bool]) -> None:

@@ -14,7 +14,7 @@ from threaded_echo import ClientHandler, LineHandler, ThreadedTCPServer, WorkerD
 
 from . import calls
 from .conftest import LOOPBACK
-from .offloading import KINDS, Meet, executor_of, wait_for
+from .offloading import KINDS, executor_of, meeting_server, wait_for
 from .tools import GUARD, ask, connect, receive, running, together, wait_until
 
 
@@ -42,8 +42,7 @@ def test_every_kind_of_executor_returns_and_raises(kind):
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_client_that_computes_says_so(kind, meeting):
     """And serves again afterwards."""
-    handler = type("Handler", (Meet,), {"address": meeting.address})
-    with executor_of(kind) as executor, ThreadedTCPServer(LOOPBACK, handler, executor=executor).start() as server:
+    with meeting_server(kind, meeting) as server:
         with connect(server) as client:
             client.sendall(b"\n")
             meeting.welcome()

@@ -16,7 +16,7 @@ from threaded_echo.offload import _Bell
 
 from . import calls
 from .conftest import LOOPBACK
-from .offloading import Meet, executor_of, occupied, wait_for
+from .offloading import executor_of, meet_at, meeting_server, occupied, wait_for
 from .tools import Gate, connect, receive, receive_all, running, together, wait_until
 
 
@@ -30,7 +30,7 @@ def test_workers_are_there_before_the_first_client(serve):
 
 def test_workers_are_started_for_handle_request(meeting):
     """A program's own loop has them as well."""
-    handler = type("Handler", (Meet,), {"address": meeting.address})
+    handler = meet_at(meeting)
     with ThreadedTCPServer(LOOPBACK, handler, executor=1) as server, running(server.handle_request):
         with connect(server) as client:
             client.sendall(b"\n")
@@ -88,8 +88,7 @@ def test_server_that_never_served_can_offload():
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_call_that_ends_during_the_drain_gets_its_reply_out(kind, meeting):
     """A stop waits for it as for any handler in the middle of its work."""
-    handler = type("Handler", (Meet,), {"address": meeting.address})
-    with executor_of(kind) as executor, ThreadedTCPServer(LOOPBACK, handler, executor=executor).start() as server:
+    with meeting_server(kind, meeting) as server:
         with connect(server) as client:
             client.sendall(b"\n")
             meeting.welcome()
@@ -103,7 +102,7 @@ def test_call_that_ends_during_the_drain_gets_its_reply_out(kind, meeting):
 def test_stop_gives_up_calls_after_the_drain(kind, meeting, caplog):
     """Those that run, and those that wait, which never begin; no survivor, no failure, a line each at info level."""
     caplog.set_level(logging.INFO, "threaded_echo")
-    handler = type("Handler", (Meet,), {"address": meeting.address})
+    handler = meet_at(meeting)
     with executor_of(kind) as executor:
         server = ThreadedTCPServer(LOOPBACK, handler, executor=executor, max_offloads=2).start()
         clients = [connect(server) for _ in range(3)]
@@ -129,7 +128,7 @@ def test_stop_gives_up_calls_after_the_drain(kind, meeting, caplog):
 
 def test_stop_cancels_what_an_executor_has_queued(meeting):
     """Where the executor can."""
-    handler = type("Handler", (Meet,), {"address": meeting.address})
+    handler = meet_at(meeting)
     with ThreadPoolExecutor(1) as executor:
         server = ThreadedTCPServer(LOOPBACK, handler, executor=executor).start()
         with connect(server) as one, connect(server) as other:

@@ -15,15 +15,14 @@ from threaded_echo.offload import _Bell
 
 from . import calls
 from .conftest import LOOPBACK
-from .offloading import Meet, executor_of, occupied, reset, stay, wait_for
+from .offloading import executor_of, meet_at, meeting_server, occupied, reset, stay, wait_for
 from .tools import GUARD, Gate, ask, connect, receive, receive_all, running, wait_until
 
 
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_queued_call_of_a_client_that_has_gone_is_cancelled(kind, meeting):
     """The calls of the others are not."""
-    handler = type("Handler", (Meet,), {"address": meeting.address})
-    with executor_of(kind) as executor, ThreadedTCPServer(LOOPBACK, handler, executor=executor).start() as server:
+    with meeting_server(kind, meeting) as server:
         clients = [connect(server) for _ in range(4)]
         for client in clients[:2]:
             client.sendall(b"\n")
@@ -60,8 +59,7 @@ def test_queued_call_of_a_disconnected_client_is_cancelled(meet, meeting):
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_running_call_of_a_client_that_has_gone_goes_on(kind, meeting):
     """There is nobody who could end it, and its place is free once it is done."""
-    handler = type("Handler", (Meet,), {"address": meeting.address})
-    with executor_of(kind) as executor, ThreadedTCPServer(LOOPBACK, handler, executor=executor).start() as server:
+    with meeting_server(kind, meeting) as server:
         client = connect(server)
         client.sendall(b"\n")
         meeting.welcome()
@@ -121,25 +119,23 @@ def test_calls_begin_in_the_order_in_which_they_came(meet, meeting):
 @pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
 def test_limit_makes_calls_wait(kind, meeting):
     """No more than so many run, wherever they do."""
-    handler = type("Handler", (Meet,), {"address": meeting.address})
-    with executor_of(kind) as executor:
-        with ThreadedTCPServer(LOOPBACK, handler, executor=executor, max_offloads=1).start() as server:
-            with connect(server) as one, connect(server) as other:
-                one.sendall(b"\n")
-                meeting.welcome()
-                other.sendall(b"\n")
-                wait_for(server, lambda stats: stats.offloads_waiting == 1)
-                assert not meeting.is_awaited()
-                meeting.dismiss()
-                meeting.welcome()
-                meeting.dismiss()
-                assert receive(one, 3) == receive(other, 3) == b"go\n"
+    with meeting_server(kind, meeting, max_offloads=1) as server:
+        with connect(server) as one, connect(server) as other:
+            one.sendall(b"\n")
+            meeting.welcome()
+            other.sendall(b"\n")
+            wait_for(server, lambda stats: stats.offloads_waiting == 1)
+            assert not meeting.is_awaited()
+            meeting.dismiss()
+            meeting.welcome()
+            meeting.dismiss()
+            assert receive(one, 3) == receive(other, 3) == b"go\n"
 
 
 @pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
 def test_limit_can_refuse_calls(kind, meeting):
     """Those that wait for a worker count as well; the client stays, and may try again."""
-    handler = type("Handler", (Meet,), {"address": meeting.address})
+    handler = meet_at(meeting)
     with executor_of(kind) as executor:
         server = ThreadedTCPServer(LOOPBACK, handler, executor=executor, max_offloads=3, at_offload_limit="refuse")
         with server.start():
@@ -275,7 +271,7 @@ def test_interrupted_wait_gives_its_place_back(serve, monkeypatch, moment):
 def test_bell_without_poll_waits_too(serve, monkeypatch, meeting):
     """As on Windows, where nothing tells that a client has gone."""
     monkeypatch.delattr(select, "poll")
-    handler = type("Handler", (Meet,), {"address": meeting.address})
+    handler = meet_at(meeting)
     with ThreadPoolExecutor(1) as executor, ThreadedTCPServer(LOOPBACK, handler, executor=executor).start() as server:
         with connect(server) as client:
             client.sendall(b"\n")

@@ -11,7 +11,7 @@ import pytest
 from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer
 
 from .conftest import LOOPBACK
-from .tools import Echo, Gate, ask, connect, receive_all, running, wait_until
+from .tools import Echo, Flood, Gate, ask, connect, receive_all, running, wait_until
 
 
 def test_idle_clients_are_drained(serve):
@@ -71,20 +71,10 @@ def test_data_that_has_arrived_is_processed(serve):
 
 def test_send_blocked_on_a_client_that_reads_nothing_is_cut(serve):
     """What the drain cannot end, the force does: the blocked send fails."""
-    sending = threading.Event()
-
-    class Flood(socketserver.BaseRequestHandler):
-        """Sends without end."""
-
-        def handle(self) -> None:
-            """Send until it fails."""
-            while True:
-                self.request.sendall(b"x" * 100_000)
-                sending.set()
-
-    server = serve(Flood)
+    flood = Flood()
+    server = serve(flood.handler)
     with connect(server):
-        wait_until(sending)
+        wait_until(flood.sending)
         report = server.stop(drain=0.05)
     assert (report.drained, report.forced, report.clean) == (0, 1, True)
     assert server.stats().failed == 0, "a send that the stop has cut is no failure"

@@ -9,7 +9,7 @@ import pytest
 from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer, current_client
 
 from .conftest import LOOPBACK
-from .tools import Echo, Gate, connect, receive_all, running, together, wait_until
+from .tools import Echo, Flood, Gate, connect, receive_all, running, together, wait_until
 
 
 def test_survivor_is_logged_once_for_several_callers(serve, caplog):
@@ -118,21 +118,11 @@ def test_stop_from_the_serving_thread_does_not_wait_for_it(serve, method, hook):
 
 def test_second_stop_can_shorten_the_first(serve):
     """stop(0) while a patient stop is draining cuts at once."""
-    sending = threading.Event()
-
-    class Flood(socketserver.BaseRequestHandler):
-        """Sends without end."""
-
-        def handle(self) -> None:
-            """Send until it fails."""
-            while True:
-                self.request.sendall(b"x" * 100_000)
-                sending.set()
-
-    server = serve(Flood)
+    flood = Flood()
+    server = serve(flood.handler)
     reports: list[StopReport] = []
     with connect(server):
-        wait_until(sending)
+        wait_until(flood.sending)
         with running(lambda: reports.append(server.stop(drain=3600, force=3600))):
             wait_until(server.stopping)
             assert server.stop(drain=0).forced == 1

@@ -56,7 +56,7 @@ def test_worker_is_another_process_that_yields():
     """Spawned: without the descriptors of the server. At a lower priority, and deaf to a terminal's interrupt."""
     with socket.create_server(("127.0.0.1", 0)) as listener, pool(1) as made:
         told = call(made, calls.describe)
-        assert os.readlink(f"/proc/self/fd/{listener.fileno()}") not in told["sockets"]
+        assert os.readlink(f"/proc/self/fd/{listener.fileno()}") not in told["descriptors"]
     assert told["process"] != os.getpid() == told["parent"]
     assert told["niceness"] == os.nice(0) + 10
     assert told["interrupt"] and not told["blocked"]

@@ -13,6 +13,9 @@ GUARD = 50.0
 """Seconds after which a wait gives up: only a guard against hanging, never what a test measures."""
 
 
+LOOPBACK = ("127.0.0.1", 0)
+
+
 def connect(server: Any) -> socket.socket:
     """Connect to a server; the caller closes."""
     address = getattr(server, "server_address", server)
@@ -106,6 +109,25 @@ class Gate:
                 wait_until(gate.release)
                 if body is not None:
                     body(self)
+
+        self.handler = Handler
+
+
+class Flood:
+    """A handler class (`handler`) that sends without end, and says (`sending`) when it has begun."""
+
+    def __init__(self) -> None:
+        self.sending = threading.Event()
+        flood = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            """Sends."""
+
+            def handle(self) -> None:
+                """Send until it fails."""
+                while True:
+                    self.request.sendall(b"x" * 100_000)
+                    flood.sending.set()
 
         self.handler = Handler
 

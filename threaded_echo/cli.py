@@ -43,7 +43,7 @@ class _Server(ThreadedMixIn):
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         try:
             super().serve_forever(poll_interval)
-        except Exception as error:
+        except Exception as error:  # whatever has ended the loop, the command tells it
             self.loop_ended(error)
             raise
         self.loop_ended(None)

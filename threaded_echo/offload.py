@@ -288,7 +288,7 @@ class Offloads:
             if future.done():
                 return future.result()
             raise ServerStopping("the server has given up this call as it stopped")
-        except Exception as error:
+        except Exception as error:  # the function's own, and the executor's
             if is_death(error):
                 raise WorkerDied(f"the executor's worker has died in a call: {error!r}") from error
             raise

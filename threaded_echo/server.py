@@ -228,7 +228,7 @@ class ThreadedMixIn(_Base):
         """Serve one client, whose exceptions end here, and close its connection."""
         try:
             self.finish_request(request, client_address)
-        except Exception as error:
+        except Exception as error:  # the handler's own, as in socketserver
             self._judge(request, error)
             self.handle_error(request, client_address)
         finally:

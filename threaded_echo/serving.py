@@ -97,7 +97,7 @@ class Background(threading.Thread):
         """Serve; an error after the start goes to `threading.excepthook`."""
         try:
             self._serve_forever()
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, `start` raises it
             if self._accepts:
                 raise
             self._error = error

@@ -79,7 +79,7 @@ def run_call(call: bytes) -> bytes:
         if not outcome[0]:
             pickle.loads(pickled)  # an exception whose __init__ wants more than its args cannot be made again
         return pickled
-    except Exception as error:
+    except Exception as error:  # whatever an object's own pickling raises
         what = "returned" if outcome[0] else f"raised, {describe(outcome[1])},"
         unsendable = TypeError(f"what {name} {what} cannot be sent back: {describe(error)}")
         return pickle.dumps((False, unsendable, outcome[2]))
