@@ -11,7 +11,7 @@ import pytest
 
 from threaded_echo import ThreadedTCPServer
 
-from .offloading import meet_at
+from .offloading.tools import meet_at
 from .tools import LOOPBACK, Meeting
 
 # Started with the first process of its kind, it stays until the interpreter ends, and so does a descriptor to it.

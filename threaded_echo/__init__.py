@@ -1,12 +1,13 @@
 """A threaded TCP server that stops, survives and computes: socketserver's, with a registry of its clients."""
 from .handlers import ClientHandler, EchoHandler, LineHandler, LineTooLong
 from .observe.stats import ServerStats
-from .offload import OffloadRefused, ServerStopping
-from .registry import Client
-from .server import ThreadedMixIn, ThreadedTCPServer, ThreadedUnixStreamServer
+from .offloading.calls import OffloadRefused, ServerStopping
+from .clients.registry import Client
+from .mixin import ThreadedMixIn
+from .server import ThreadedTCPServer, ThreadedUnixStreamServer
 from .stopping import StopReport, Survivor
-from .threads import current_client
-from .workers import WorkerDied
+from .clients.threads import current_client
+from .offloading.processes import WorkerDied
 
 __all__ = [
     "Client",

@@ -2,7 +2,7 @@
 import os
 import sys
 
-from .cli import SURVIVORS, main
+from .command.run import SURVIVORS, main
 
 
 def command() -> None:

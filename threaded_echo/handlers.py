@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from .registry import Client
+from .clients.registry import Client
 from .state import offload
-from .threads import current_client
+from .clients.threads import current_client
 
 logger = logging.getLogger("threaded_echo")
 

@@ -5,11 +5,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
-from .offload import Offloads
-from .registry import HandlerRegistry
-from .serving import AcceptErrors, Serving
+from .offloading.calls import Offloads
+from .clients.registry import HandlerRegistry
+from .accepting.loop import AcceptErrors, Serving
 from .stopping import Stopping
-from .threads import HandlerThreads
+from .clients.threads import HandlerThreads
 
 _Value = TypeVar("_Value")
 

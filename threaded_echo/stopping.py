@@ -20,10 +20,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .offload import Offloads
-from .registry import Client, HandlerRegistry
-from .serving import Serving, Turn
-from .threads import HandlerThreads, current_client
+from .offloading.calls import Offloads
+from .clients.registry import Client, HandlerRegistry
+from .accepting.loop import Serving, Turn
+from .clients.threads import HandlerThreads, current_client
 
 logger = logging.getLogger("threaded_echo")
 

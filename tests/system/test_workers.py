@@ -141,7 +141,7 @@ def test_script_without_a_guard_is_told(tmp_path):
                           env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("threaded_echo.workers.WorkerDied: a worker process has ended as it")
+    assert done.stderr.splitlines()[-1].startswith("threaded_echo.offloading.processes.WorkerDied: a worker process has ended as it")
     assert "__main__" in done.stderr.splitlines()[-1]
 
 

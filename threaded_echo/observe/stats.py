@@ -4,10 +4,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ..offload import Offloads
-from ..registry import HandlerRegistry
-from ..serving import AcceptErrors, Serving
-from ..threads import HandlerThreads
+from ..offloading.calls import Offloads
+from ..clients.registry import HandlerRegistry
+from ..accepting.loop import AcceptErrors, Serving
+from ..clients.threads import HandlerThreads
 
 
 @dataclass(frozen=True, slots=True)

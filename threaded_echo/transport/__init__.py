@@ -1,1 +1,1 @@
-"""What stands between the accept of a connection and its handler."""
+"""What carries a client's bytes: TLS, and what the kernel knows of a connection."""

@@ -22,11 +22,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from .options import CHECKS
-from .registry import Client, HandlerRegistry
-from .serving import Turn
-from .threads import current_client
-from .workers import WorkerDied, Workers, pickle_call
+from ..options import CHECKS
+from ..clients.registry import Client, HandlerRegistry
+from ..accepting.loop import Turn
+from ..clients.threads import current_client
+from .processes import WorkerDied, Workers, pickle_call
 
 
 class ServerStopping(RuntimeError):

@@ -15,8 +15,8 @@ import pytest
 
 from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer
 
-from . import calls
-from .tools import GUARD, LOOPBACK, Gate, Meeting, running, wait_until
+from .. import calls
+from ..tools import GUARD, LOOPBACK, Gate, Meeting, running, wait_until
 
 
 class Meet(LineHandler):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from threaded_echo.observe.tcp_info import read_traffic
+from threaded_echo.transport.tcp_info import read_traffic
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the counts are Linux's")
 

@@ -18,10 +18,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from .handlers import EchoHandler
-from .options import CHECKS, check_seconds
-from .registry import Client
-from .server import ThreadedMixIn, ThreadedTCPServer, ThreadedUnixStreamServer
+from ..handlers import EchoHandler
+from ..options import CHECKS, check_seconds
+from ..clients.registry import Client
+from ..mixin import ThreadedMixIn
+from ..server import ThreadedTCPServer, ThreadedUnixStreamServer
 
 logger = logging.getLogger("threaded_echo")
 

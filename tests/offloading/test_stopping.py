@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from threaded_echo import ClientHandler, ServerStopping, ThreadedTCPServer, WorkerDied
-from threaded_echo.offload import _Bell
+from threaded_echo.offloading.calls import _Bell
 
-from . import calls
-from .conftest import LOOPBACK
-from .offloading import executor_of, meet_at, meeting_server, occupied, wait_for
-from .tools import Gate, connect, receive, receive_all, running, together, wait_until
+from .. import calls
+from ..conftest import LOOPBACK
+from .tools import executor_of, meet_at, meeting_server, occupied, wait_for
+from ..tools import Gate, connect, receive, receive_all, running, together, wait_until
 
 
 def test_workers_are_there_before_the_first_client(serve):
@@ -41,14 +41,14 @@ def test_workers_are_started_for_handle_request(meeting):
 
 def test_workers_that_cannot_start_fail_the_start(monkeypatch):
     """With what to do about it; the server can be closed."""
-    monkeypatch.setattr("threaded_echo.workers.work", calls.end_as_it_starts)
+    monkeypatch.setattr("threaded_echo.offloading.processes.work", calls.end_as_it_starts)
     with ThreadedTCPServer(LOOPBACK, executor=2) as server, pytest.raises(WorkerDied, match="__main__"):
         server.start()
 
 
 def test_stop_while_workers_start_ends_them(monkeypatch):
     """However long they take."""
-    monkeypatch.setattr("threaded_echo.workers.work", calls.say_nothing)
+    monkeypatch.setattr("threaded_echo.offloading.processes.work", calls.say_nothing)
     with ThreadedTCPServer(LOOPBACK, executor=1) as server:
         with running(lambda: pytest.raises(RuntimeError, server.start)):
             while not server._threaded_state.offloads._workers._held:
@@ -172,7 +172,7 @@ def test_stop_while_the_bell_is_made_is_noticed(serve, monkeypatch):
         return _Bell()
 
     with occupied(server, gate):
-        monkeypatch.setattr("threaded_echo.offload._Bell", make_late)
+        monkeypatch.setattr("threaded_echo.offloading.calls._Bell", make_late)
         with pytest.raises(ServerStopping):
             server.offload(calls.square, 3)
 

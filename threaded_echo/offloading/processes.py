@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from .working import BEGUN, work
+from .child import BEGUN, work
 
 _START = 60.0  # seconds to import a script's modules; a worker that is silent for longer has failed to start
 _END = 1.0  # seconds for idle workers to return, and for a killed one to be gone

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Any, TextIO
 
-from threaded_echo import cli
+from threaded_echo.command import run as cli
 
 from ..tools import running
 

@@ -13,8 +13,9 @@ from contextlib import redirect_stdout, suppress
 
 import pytest
 
-from threaded_echo import LineHandler, ThreadedTCPServer, __main__, cli
-from threaded_echo.serving import Background
+from threaded_echo import LineHandler, ThreadedTCPServer, __main__
+from threaded_echo.accepting.loop import Background
+from threaded_echo.command import run as cli
 
 from ..tools import GUARD, Gate, ask, connect, receive, receive_all, running, wait_until
 from .operating import STOPPED, run, run_until

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 import pytest
 
 from threaded_echo import ClientHandler, OffloadRefused, ThreadedTCPServer
-from threaded_echo.offload import _Bell
+from threaded_echo.offloading.calls import _Bell
 
-from . import calls
-from .conftest import LOOPBACK
-from .offloading import executor_of, meet_at, meeting_server, occupied, reset, stay, wait_for
-from .tools import GUARD, Gate, ask, connect, receive, receive_all, running, wait_until
+from .. import calls
+from ..conftest import LOOPBACK
+from .tools import executor_of, meet_at, meeting_server, occupied, reset, stay, wait_for
+from ..tools import GUARD, Gate, ask, connect, receive, receive_all, running, wait_until
 
 
 @pytest.mark.parametrize("kind", ["workers", "threads"])
@@ -226,7 +226,7 @@ def test_place_that_comes_free_while_the_bell_is_made_is_taken(serve, monkeypatc
         return _Bell()
 
     with occupied(server, gate) as thread:
-        monkeypatch.setattr("threaded_echo.offload._Bell", make_late)
+        monkeypatch.setattr("threaded_echo.offloading.calls._Bell", make_late)
         assert server.offload(calls.square, 3) == 9
 
 
@@ -259,7 +259,7 @@ def test_interrupted_wait_gives_its_place_back(serve, monkeypatch, moment):
             assert select.select([bell._waker], [], [], GUARD)[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("threaded_echo.offload._Bell.wait", interrupt)
+    monkeypatch.setattr("threaded_echo.offloading.calls._Bell.wait", interrupt)
     with occupied(server, gate):
         with pytest.raises(KeyboardInterrupt):
             server.offload(calls.square, 1)

@@ -11,10 +11,10 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from threaded_echo import ClientHandler, ThreadedTCPServer, ThreadedUnixStreamServer, current_client
-from threaded_echo.registry import Client, HandlerRegistry
+from threaded_echo.clients.registry import Client, HandlerRegistry
 
-from .conftest import LOOPBACK
-from .tools import Echo, Gate, ask, connect, receive, receive_all, running, together, wait_until
+from ..conftest import LOOPBACK
+from ..tools import Echo, Gate, ask, connect, receive, receive_all, running, together, wait_until
 
 
 @pytest.fixture

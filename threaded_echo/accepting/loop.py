@@ -20,8 +20,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-from .registry import HandlerRegistry
-from .transport import tls
+from ..clients.registry import HandlerRegistry
+from ..transport import tls
 
 logger = logging.getLogger("threaded_echo")
 

@@ -10,10 +10,11 @@ import threading
 
 import pytest
 
-from threaded_echo import ThreadedTCPServer, serving
+from threaded_echo import ThreadedTCPServer
+from threaded_echo.accepting import loop as serving
 
-from .conftest import LOOPBACK
-from .tools import GUARD, Echo, ask, connect, receive_all, running, wait_until
+from ..conftest import LOOPBACK
+from ..tools import GUARD, Echo, ask, connect, receive_all, running, wait_until
 
 
 class FailingOnce(ThreadedTCPServer):

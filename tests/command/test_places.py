@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from threaded_echo import cli
+from threaded_echo.command import run as cli
 
 from ..tools import ask, connect
 from .operating import port_of, run

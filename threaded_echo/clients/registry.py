@@ -22,7 +22,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
-from .observe.tcp_info import Traffic, read_traffic
+from ..transport.tcp_info import Traffic, read_traffic
 
 
 class Client:

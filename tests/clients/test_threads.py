@@ -11,12 +11,13 @@ import threading
 
 import pytest
 
-from threaded_echo import ClientHandler, ThreadedTCPServer, threads
-from threaded_echo.registry import Client, HandlerRegistry
-from threaded_echo.threads import HandlerThreads
+from threaded_echo import ClientHandler, ThreadedTCPServer
+from threaded_echo.clients import threads
+from threaded_echo.clients.registry import Client, HandlerRegistry
+from threaded_echo.clients.threads import HandlerThreads
 
-from .conftest import LOOPBACK
-from .tools import GUARD, Echo, ask, connect, receive_all, wait_until
+from ..conftest import LOOPBACK
+from ..tools import GUARD, Echo, ask, connect, receive_all, wait_until
 
 variable = contextvars.ContextVar("variable", default=b"fresh")
 

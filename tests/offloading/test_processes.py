@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from threaded_echo import WorkerDied, workers
-from threaded_echo.workers import Worker, Workers, pickle_call
+from threaded_echo import WorkerDied
+from threaded_echo.offloading import processes as workers
+from threaded_echo.offloading.processes import Worker, Workers, pickle_call
 
-from . import calls
-from .tools import GUARD, running, together
+from .. import calls
+from ..tools import GUARD, running, together
 
 
 @contextmanager

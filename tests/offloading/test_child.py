@@ -5,10 +5,10 @@ import pickle
 import sys
 import types
 
-from threaded_echo.workers import pickle_call
-from threaded_echo.working import run_call
+from threaded_echo.offloading.processes import pickle_call
+from threaded_echo.offloading.child import run_call
 
-from . import calls
+from .. import calls
 
 
 def outcome(function, /, *args, **kwargs):

@@ -11,7 +11,8 @@ from contextlib import ExitStack, redirect_stdout
 
 import pytest
 
-from threaded_echo import LineHandler, cli
+from threaded_echo import LineHandler
+from threaded_echo.command import run as cli
 
 from ..tools import ask, connect, receive, receive_all
 from .operating import STOPPED, port_of, reset, run, run_until

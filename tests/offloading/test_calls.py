@@ -12,10 +12,10 @@ import pytest
 
 from threaded_echo import ClientHandler, LineHandler, ThreadedTCPServer, WorkerDied, current_client
 
-from . import calls
-from .conftest import LOOPBACK
-from .offloading import KINDS, executor_of, meeting_server, wait_for
-from .tools import GUARD, ask, connect, receive, running, together, wait_until
+from .. import calls
+from ..conftest import LOOPBACK
+from .tools import KINDS, executor_of, meeting_server, wait_for
+from ..tools import GUARD, ask, connect, receive, running, together, wait_until
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,1 @@
+"""Who accepts the next connection, and what a failed accept means."""

@@ -1,0 +1,1 @@
+"""The clients: who is live, their connections, the threads that serve them."""

@@ -1,0 +1,1 @@
+"""Functions that run elsewhere while a handler waits."""
