@@ -1,0 +1,21 @@
+"""The exceptions of this package."""
+from __future__ import annotations
+
+
+class ServerStopping(RuntimeError):
+    """Raised in a handler whose offloaded call a stop has cancelled, and by every call after the stop."""
+
+
+class OffloadRefused(RuntimeError):
+    """Raised if ``max_offloads`` calls are running or waiting already, and ``at_offload_limit`` is ``"refuse"``."""
+
+
+class WorkerDied(RuntimeError):
+    """Raised if a worker ends in the middle of a call, or as it starts: killed, out of memory, or crashed.
+
+    The worker is the server's own process, or one of an executor's.
+    """
+
+
+class LineTooLong(ValueError):
+    """Raised if a client sends a line of more than ``max_line`` bytes."""
