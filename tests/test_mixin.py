@@ -430,7 +430,7 @@ def test_server_in_a_handler_of_another_keeps_the_clients_apart(serve):
                     raise ZeroDivisionError
                 except ZeroDivisionError:
                     inner.handle_error(None, "nowhere")
-            assert current_client() is mine and not mine.failed
+            assert current_client() is mine and mine.state == "serving"
             reports.append(self.server.stop(drain=30))
 
     server = serve(Outer)

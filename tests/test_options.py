@@ -123,9 +123,7 @@ def test_members_of_an_existing_class_win():
     with Server(LOOPBACK, Echo) as server:
         assert (server.start(), server.stop(), server.clients, server.stopping, server.stats) == (
             "its start", "its stop", "its clients", False, {"mine": 1})
-        with server._threaded_state.registry.lock:
-            pass
-        server._threaded_state.serving.start(server.serve_forever)
+        server._threaded_state.loops.start(server.serve_forever)
         assert ask(server) == b"ping\n"
     assert server.fileno() < 0
 

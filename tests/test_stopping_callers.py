@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer, current_client
+from threaded_echo.stopping import Stopping
 
 from .conftest import LOOPBACK
 from .tools import Echo, Flood, Gate, connect, receive_all, running, together, wait_until
@@ -176,29 +177,24 @@ def test_server_close_of_a_subclass_is_called_once(serve):
     assert len(calls) == 1
 
 
-def test_second_stop_leaves_the_closing_to_the_first(serve):
+def test_second_stop_leaves_the_closing_to_the_first(serve, monkeypatch):
     """While one is in the server's server_close, another waits for that."""
     closing, asked = threading.Event(), threading.Event()
     calls = []
 
     class Server(ThreadedTCPServer):
-        """Takes its time to close, and notes who asks whether it is open."""
+        """Takes its time to close."""
 
         def server_close(self):
-            """Wait until the second has asked."""
+            """Wait until the second one waits."""
             calls.append(1)
             closing.set()
             wait_until(asked)
             super().server_close()
 
-        def fileno(self):
-            """Note the second caller."""
-            number = super().fileno()
-            if closing.is_set():
-                asked.set()
-            return number
-
     server = serve(Echo, Server)
+    follow = Stopping._follow
+    monkeypatch.setattr(Stopping, "_follow", lambda self, stop: (asked.set(), follow(self, stop))[1])
     with running(server.stop):
         wait_until(closing)
         assert server.stop().clean

@@ -6,13 +6,13 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .clients.registry import Client
-from .state import offload
+from .clients.client import Client
 from .clients.threads import current_client
+from .errors import LineTooLong
 
 logger = logging.getLogger("threaded_echo")
 
@@ -23,54 +23,69 @@ buffer costs more than it saves, and above 128 KiB the C library maps each one a
 _TOGETHER = 0.001  # seconds that a reply may wait for those to the lines that came together with its own
 
 
-class LineTooLong(ValueError):
-    """A client has sent a line of more than ``max_line`` bytes."""
-
-
 class ClientHandler(socketserver.BaseRequestHandler):
     """Serve a client by `process`, which a subclass overrides. Needs a server built on `ThreadedMixIn`.
 
     ``setup``, ``handle`` and ``finish`` mean what they mean in socketserver. ``self.client`` is the `Client`,
     ``self.server`` the server, ``self.stopping`` the event that a stop sets: wait on it in place of sleeping. All of
     this is there from before ``setup``, and all methods run in the handler's thread. The server closes the connection.
+
+    Put last among the bases, it adds these to any other handler class: ``class App(BaseHTTPRequestHandler,
+    ClientHandler)``. In an order in which it would hide that class's ``handle``, defining the class is a TypeError.
     """
 
     client: Client
     stopping: threading.Event
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        ours = [base for base in cls.__mro__ if "handle" in vars(base)]
+        for base in ours[1:-1]:  # the last one is socketserver's, the first one is used
+            if issubclass(ours[0], ClientHandler) and ours[0] is not cls and not issubclass(base, ClientHandler):
+                raise TypeError(f"{cls.__name__}: {ours[0].__name__} hides the handle() of {base.__name__}; "
+                                f"put {ours[0].__name__} last among the bases")
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         client = current_client()
         if client is None:
             raise TypeError(f"{type(self).__name__} needs a server built on threaded_echo.ThreadedMixIn")
         self.client = client
-        self.stopping = client.stopping
-        with suppress(OSError):  # not TCP
+        self.stopping = client._period.stopping
+        try:
             # A reply must not wait for the acknowledgement of the one before (RFC 896).
             request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:  # not TCP
+            pass
         super().__init__(request, client_address, server)
 
     def process(self, data: bytes) -> bytes | None:
-        """Take a chunk that has arrived, and return what to send back; ``None`` or ``b""``: nothing.
+        """Take a chunk that has arrived, and return what to send back (bytes-like); ``None`` or ``b""``: nothing.
 
         Chunks are as the network delivers them: a message may come in two, or two in one. What this raises ends the
-        client; it is logged with the client's number.
+        client; it is logged with the client's number. So is a TypeError if it returns anything else.
         """
         return None
 
     def handle(self) -> None:
         """Process each chunk until the client ends its stream, or a stop does."""
-        receive, process, send = self.request.recv, self.process, self.send
+        receive, process, send = self.request.recv, self.process, self._sender()
         size = _CHUNK
         while data := receive(size):
             size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
             reply = process(data)
             if reply:
-                send(reply)
+                try:
+                    send(reply)
+                except TypeError:
+                    self._check_reply(reply)
+                    raise
+            elif reply is not None:
+                self._check_reply(reply)
 
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like) to the client.
 
-        Raises OSError when the client has gone. *Thread safety*: as `Client.send`: any thread, never interleaved.
+        Raises OSError if the client has gone. *Thread safety*: as `Client.send`: any thread, never interleaved.
         """
         self.client.send(data)
 
@@ -79,14 +94,28 @@ class ClientHandler(socketserver.BaseRequestHandler):
 
         Raises what the server's ``offload`` does. *Thread safety*: the handler's own thread.
         """
-        return offload(self.server, function, args, kwargs)
+        return self.server._threaded_state.offload(self.server, function, args, kwargs)  # type: ignore[attr-defined]
+
+    def _sender(self) -> Callable[[Any], None]:
+        """Return what sends a reply: the connection itself, unless a subclass has a ``send`` of its own."""
+        if getattr(self.send, "__func__", None) is ClientHandler.send:
+            return self.client._connection.send
+        return self.send
+
+    def _check_reply(self, reply: object) -> None:
+        """Raise TypeError, naming `process`, unless what it has returned is bytes-like."""
+        try:
+            memoryview(reply)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{type(self).__name__}.process must return bytes or None, not {reply!r}") from None
 
 
 class LineHandler(ClientHandler):
     r"""Serve a client by `process`, called with each line. Needs a server built on `ThreadedMixIn`.
 
     A line ends with ``\n`` or ``\r\n``; one of more than ``max_line`` bytes, line end not counted, ends the client
-    with `LineTooLong`. A last line without an end is processed too.
+    with `LineTooLong`. A last line without an end is processed too if the client has ended its stream; never if the
+    server has (a stop, or `Client.disconnect`), since the client may not have sent the rest of it.
 
     Replies to lines that have arrived together are sent together, as long as that delays none by more than a
     millisecond and the ``process`` that is running then: a hundred lines cost one system call, not a hundred.
@@ -95,34 +124,42 @@ class LineHandler(ClientHandler):
     max_line = 65536
 
     def process(self, line: bytes) -> bytes | None:
-        """Take a line without its end, and return the reply without its end; ``None``: no reply."""
+        """Take a line without its end, and return the reply (bytes-like) without its end; ``None``: no reply."""
         return None
 
     def handle(self) -> None:
         """Process each line until the client ends its stream, or a stop does."""
         self._replies: list[bytes] = []
-        process, replies = self.process, self._replies
-        for lines in self._receive_lines():
-            oldest = 0.0  # when the first of the waiting replies was made
-            try:
-                for line in lines:
-                    reply = process(line)
-                    if reply is not None:
-                        if not replies:
-                            oldest = time.monotonic()
-                        replies.append(reply + b"\n")
-                    if replies and time.monotonic() - oldest > _TOGETHER:
-                        self._flush()
-            except BaseException:  # whatever process raises; the replies to the lines before it are due all the same
-                with suppress(OSError):  # the handler's own error is the one to tell
-                    self._flush()
-                raise
-            self._flush()
+        receive, process, send, limit = self.request.recv, self.process, self._sender(), self.max_line
+        size = _CHUNK
+        rest: list[bytes] = []  # the pieces of a line whose end has not come yet
+        length = 0
+        while data := receive(size):
+            size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
+            if data.find(b"\n") == len(data) - 1 <= limit and not rest:  # one whole line, as mostly
+                reply = process(data[:-2] if data.endswith(b"\r\n") else data[:-1])
+                if reply is not None:
+                    send(self._ended(reply))
+                continue
+            lines = data.split(b"\n")
+            tail = lines.pop()
+            if lines:
+                if rest:
+                    lines[0] = b"".join((*rest, lines[0]))
+                    rest, length = [], 0
+                self._process_lines([line[:-1] if line.endswith(b"\r") else line for line in lines])
+            if tail:
+                rest.append(tail)
+                length += len(tail)
+                if length > limit + 1:  # it may be a carriage return that is one too many
+                    raise self._too_long()
+        if rest and self.client._has_ended_its_stream():
+            self._process_lines([b"".join(rest)])
 
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like) to the client, after the replies that are ready.
 
-        Raises OSError when the client has gone. *Thread safety*: the handler's own thread; others use `Client.send`.
+        Raises OSError if the client has gone. *Thread safety*: the handler's own thread; others use `Client.send`.
         """
         self._flush()
         self.client.send(data)
@@ -132,6 +169,36 @@ class LineHandler(ClientHandler):
         self._flush()
         return super().offload(function, *args, **kwargs)
 
+    def _process_lines(self, lines: list[bytes]) -> None:
+        """Process lines that have arrived together."""
+        process, replies = self.process, self._replies
+        oldest = 0.0  # when the first of the waiting replies was made
+        try:
+            for line in lines:
+                if len(line) > self.max_line:
+                    raise self._too_long()
+                reply = process(line)
+                if reply is not None:
+                    if not replies:
+                        oldest = time.monotonic()
+                    replies.append(self._ended(reply))
+                if replies and time.monotonic() - oldest > _TOGETHER:
+                    self._flush()
+        except BaseException:  # whatever process raises; the replies to the lines before it are due all the same
+            with suppress(OSError):  # the handler's own error is the one to tell
+                self._flush()
+            raise
+        self._flush()
+
+    def _ended(self, reply: Any) -> bytes:
+        """Return a reply with its line end."""
+        try:
+            ended: bytes = reply + b"\n"
+        except TypeError:
+            self._check_reply(reply)
+            ended = bytes(reply) + b"\n"  # a memoryview cannot be added to
+        return ended
+
     def _flush(self) -> None:
         """Send the replies that wait."""
         replies = getattr(self, "_replies", None)
@@ -140,38 +207,10 @@ class LineHandler(ClientHandler):
             replies.clear()
             self.client.send(data)
 
-    def _receive_lines(self) -> Iterator[list[bytes]]:
-        """Yield the lines of each chunk, without their ends."""
-        receive, limit = self.request.recv, self.max_line
-        rest: list[bytes] = []  # the pieces of a line whose end has not come yet
-        length, size = 0, _CHUNK
-        while data := receive(size):
-            size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
-            lines = data.split(b"\n")
-            tail = lines.pop()
-            if lines:
-                if rest:
-                    lines[0] = b"".join((*rest, lines[0]))
-                    rest, length = [], 0
-                lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
-                if len(max(lines, key=len)) > limit:
-                    yield from self._up_to_too_long(lines)
-                yield lines
-            if tail:
-                rest.append(tail)
-                length += len(tail)
-                if length > limit + 1:  # it may be a carriage return that is one too many
-                    raise self._too_long()
-        if rest:
-            yield from self._up_to_too_long([b"".join(rest)])
-
-    def _up_to_too_long(self, lines: list[bytes]) -> Iterator[list[bytes]]:
-        """Yield the lines before one that is too long, then raise."""
-        for number, line in enumerate(lines):
-            if len(line) > self.max_line:
-                yield lines[:number]
-                raise self._too_long()
-        yield lines
+    def _sender(self) -> Callable[[Any], None]:
+        if getattr(self.send, "__func__", None) is LineHandler.send:
+            return self.client._connection.send
+        return self.send
 
     def _too_long(self) -> LineTooLong:
         return LineTooLong(f"a line of more than {self.max_line} bytes")

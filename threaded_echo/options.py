@@ -7,8 +7,10 @@ from __future__ import annotations
 import math
 import os
 import socket
+import textwrap
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -52,45 +54,87 @@ def _at_limit(name: str, value: object) -> None:
         raise ValueError(f"{name} must be 'wait' or 'refuse', not {value!r}")
 
 
-CHECKS: Mapping[str, Callable[[str, object], None]] = {
-    "allow_reuse_address": _flag,
-    "request_queue_size": _count,
-    "daemon_threads": _flag,
-    "reuse_threads": _flag,
-    "drain_timeout": check_seconds,
-    "force_timeout": check_seconds,
-    "executor": _executor,
-    "max_offloads": _limit,
-    "at_offload_limit": _at_limit,
-}
+@dataclass(frozen=True)
+class Option:
+    """One option: its default, its check, and what it means."""
 
-# socketserver's own attributes, for which this package has another default. They are not in the mix-in's body, where
-# they would hide what a program's class sets: see `settle`.
-DEFAULTS: Mapping[str, Any] = {
+    name: str
+    default: Any
+    check: Callable[[str, object], None]
+    meaning: str
+
+
+OPTIONS: Mapping[str, Option] = {option.name: option for option in (
     # Elsewhere than on POSIX the option lets two servers share a port.
-    "allow_reuse_address": os.name == "posix",
-    # socketserver's 5 drops connections in any burst; the kernel caps this at its own limit.
-    "request_queue_size": socket.SOMAXCONN,
-    # A handler that never ends must not keep the interpreter from ending; a stop joins the threads all the same.
-    "daemon_threads": True,
-}
+    Option("allow_reuse_address", os.name == "posix", _flag,
+           "Listen although connections of an earlier server on this address still linger."),
+    # socketserver's 5 drops connections in any burst.
+    Option("request_queue_size", socket.SOMAXCONN, _count,
+           "How many connections may wait to be accepted; the kernel caps it at its own limit."),
+    # A handler that never ends must not keep the interpreter from ending.
+    Option("daemon_threads", True, _flag,
+           "Whether handler threads are daemons. A stop joins them all the same."),
+    Option("reuse_threads", True, _flag,
+           "Whether a handler thread that is done accepts the next client. Each client runs in a fresh "
+           "contextvars.Context either way; what a handler leaves in a threading.local stays. Needs daemon_threads: an "
+           "idle thread that is no daemon would keep the interpreter from ending."),
+    Option("one_cpu", False, _flag,
+           "Keep the serving thread and the handler threads on one processor, on Linux; elsewhere it has no effect. "
+           "With the GIL one thread at a time runs anyway, and waking one on another processor costs more than that "
+           "processor gives. Worker processes, and the threads of an executor, are not kept there; other processes "
+           "that a handler starts are."),
+    Option("drain_timeout", 5.0, check_seconds,
+           "Seconds that a stop waits for handlers to end by themselves, after it has woken them."),
+    Option("force_timeout", 1.0, check_seconds,
+           "Seconds that it then waits for the rest, after it has cut their connections."),
+    Option("executor", None, _executor,
+           "Where offload() runs functions. None: in the calling thread. A number: in so many worker processes, which "
+           "the server starts before its first client, and ends. Or any object with a submit() like that of "
+           "concurrent.futures.Executor, which its owner shuts down."),
+    Option("max_offloads", None, _limit,
+           "The most offloaded calls that run at once. None: any number; calls wait if no worker is free."),
+    Option("at_offload_limit", "wait", _at_limit,
+           "What a call does at that limit: \"wait\" for its turn; or \"refuse\": raise OffloadRefused if so many "
+           "calls are running, or waiting for a worker."),
+)}
+
+CHECKS = {option.name: option.check for option in OPTIONS.values()}
+
+# Names of socketserver's. They are not in the mix-in's body, where they would hide what a program's class sets: see
+# `settle`.
+_SOCKETSERVERS = ("allow_reuse_address", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*CHECKS, "start", "stop", "stopping", "clients", "stats", "offload", "handle_error",
+_YIELDS = (*OPTIONS, "start", "stop", "stopping", "clients", "stats", "offload", "handle_error",
            "process_request_thread")
 
 
 def check(options: Mapping[str, object]) -> None:
     """Raise TypeError for an unknown or mistyped option and ValueError for one out of range; each names the option."""
     for name, value in options.items():
-        if name not in CHECKS:
-            raise TypeError(f"{name!r} is not an option; the options are {', '.join(CHECKS)}")
-        CHECKS[name](name, value)
+        if name not in OPTIONS:
+            raise TypeError(f"{name!r} is not an option; the options are {', '.join(OPTIONS)}")
+        OPTIONS[name].check(name, value)
 
 
 def check_server(server: object) -> None:
     """Check the options of a server that is about to serve, wherever they were set."""
-    check({name: getattr(server, name) for name in CHECKS if hasattr(server, name)})
+    check({name: getattr(server, name) for name in OPTIONS if hasattr(server, name)})
+
+
+def install(mixin: type) -> None:
+    """Give the mix-in the options that are not socketserver's, and the documentation of all of them."""
+    for option in OPTIONS.values():
+        if option.name not in _SOCKETSERVERS:
+            setattr(mixin, option.name, option.default)
+    mixin.__doc__ = f"{(mixin.__doc__ or '').rstrip()}\n\n    {documentation()}\n    "
+
+
+def documentation() -> str:
+    """Return what `help` shows of the options."""
+    paragraphs = [f"``{option.name}`` ({option.default!r}): {option.meaning}" for option in OPTIONS.values()]
+    wrapped = [textwrap.fill(text, 116, initial_indent="- ", subsequent_indent="  ") for text in paragraphs]
+    return textwrap.indent("\n".join(["Options (name, default, meaning):", "", *wrapped]), "    ").strip()
 
 
 def settle(server_class: type) -> None:
@@ -106,6 +150,6 @@ def settle(server_class: type) -> None:
         if theirs:
             if theirs[0] is not owners[0]:
                 setattr(server_class, name, vars(theirs[0])[name])
-        elif name in DEFAULTS and (not owners or owners[0].__module__ == "socketserver"):
-            setattr(server_class, name, DEFAULTS[name])
-    check({name: vars(server_class)[name] for name in CHECKS if name in vars(server_class)})
+        elif name in _SOCKETSERVERS and (not owners or owners[0].__module__ == "socketserver"):
+            setattr(server_class, name, OPTIONS[name].default)
+    check({name: vars(server_class)[name] for name in OPTIONS if name in vars(server_class)})

@@ -1,64 +1,61 @@
 """What a server keeps, and how the mix-in comes by it without an ``__init__``."""
 from __future__ import annotations
 
-import weakref
+import os
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
-from .offloading.calls import Offloads
+from .accepting.failures import AcceptFailures
+from .accepting.loop import Loops
+from .accepting.one_cpu import OneCpu
 from .clients.registry import HandlerRegistry
-from .accepting.loop import AcceptErrors, Serving
+from .clients.threads import HandlerThreads, current_client
+from .observe.stats import ServerStats
+from .offloading.calls import Offloads
 from .stopping import Stopping
-from .clients.threads import HandlerThreads
-
-_Value = TypeVar("_Value")
-
-
-class Attribute(Generic[_Value]):
-    """A computed attribute that, unlike a property, yields to one of the instance: programs set their own."""
-
-    def __init__(self, read: Callable[[Any], _Value]) -> None:
-        self._read = read
-        self.__doc__ = read.__doc__
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Attribute[_Value]: ...
-    @overload
-    def __get__(self, instance: object, owner: type) -> _Value: ...
-
-    def __get__(self, instance: object | None, owner: type) -> Attribute[_Value] | _Value:
-        return self if instance is None else self._read(instance)
 
 
 class ServerState:
     """The parts of one server."""
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.registry = HandlerRegistry()
         self.threads = HandlerThreads(self.registry)
-        self.serving = Serving(self.registry)
-        self.offloads = Offloads(self.registry)
-        self.stopping = Stopping(self.registry, self.threads, self.serving, self.offloads)
-        self.accept_errors = AcceptErrors(self.registry)
+        self.loops = Loops(self.registry)
+        self.one_cpu = OneCpu()
+        self.offloads = Offloads(self.registry.lock)
+        self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads)
+        self.failures = AcceptFailures()
 
     @classmethod
     def of(cls, server: object) -> ServerState:
-        """Find a server's state, or make it; afterwards the server's own attribute is found first."""
-        state = cls()
-        found: ServerState = vars(server).setdefault("_threaded_state", state)  # atomic, also without the GIL
-        if found is state:
-            # A program may drop its server without closing it: idle threads and workers must not outlive it.
-            weakref.finalize(server, state.close).atexit = False
+        """Find a server's state, or make it; afterwards the server's own attribute is found first.
+
+        What calls of the program come to first also finds that the process was forked: the child's copy of a server
+        knows no clients and no threads, as they are its parent's, and has fresh locks.
+        """
+        found: ServerState = vars(server).setdefault("_threaded_state", cls())  # atomic, also without the GIL
+        if found.process != os.getpid():
+            found = vars(server)["_threaded_state"] = cls()
         return found
 
-    def close(self) -> None:
-        """End what waits for work."""
-        self.threads.close()
-        self.offloads.close()
+    def offload(self, server: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call ``function`` in a server's executor: see ``ThreadedMixIn.offload``, whose name a program may have."""
+        client = current_client()
+        if not self.registry.owns(client):
+            client = None  # of another server, in whose handler this one is called
+        period = self.stopping.period if client is None else client._period
+        return self.offloads.call(period, client, server.executor, server.max_offloads,
+                                  server.at_offload_limit == "refuse", function, args, kwargs, self.one_cpu.lifted)
 
-
-def offload(server: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call ``function`` in a server's executor: see ``ThreadedMixIn.offload``, whose name a program may have taken."""
-    state: ServerState = server._threaded_state
-    return state.offloads.call(server.executor, server.max_offloads, server.at_offload_limit == "refuse",
-                               function, args, kwargs)
+    def stats(self) -> ServerStats:
+        """Take a snapshot, which is consistent but for the bytes of live clients: those are read one by one."""
+        accepted, peak, live, totals = self.registry.totals()
+        for client in live:
+            totals.add_traffic(client)
+        known = totals.bytes_known or not accepted
+        return ServerStats(accepted, totals.refused, len(live), peak, totals.finished, totals.failed,
+                           self.failures.count, totals.bytes_received if known else None,
+                           totals.bytes_sent if known else None, *self.threads.count(), *self.offloads.count(),
+                           self.loops.seconds_up())

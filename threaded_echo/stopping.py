@@ -2,12 +2,14 @@
 
 Guarantees:
 
-- One stop is in progress at a time. Who calls for one meanwhile joins it, and can only shorten it.
-- Every caller goes through the same steps; each step is done once, by whoever comes to it first.
+- One stop is in progress at a time, and one thread leads it through the steps. Threads that ask for a stop meanwhile
+  follow: they add what they want closed, can only shorten it, and wait until it is over.
 - A caller from *inside* (a handler's thread, the serving thread) waits for nobody who may be waiting for it: not for
-  itself, nor for the other callers from inside. A caller from outside waits for them all.
+  itself, nor for the other callers from inside. A caller from outside waits for them all; if the leader was inside, one
+  of the followers leads another stop for what that one has left.
 - A stop takes at most its drain and force time-outs, a moment for threads that only have to return (`_TAIL`), one for
-  worker processes, and whatever a program's own hooks take.
+  worker processes, and whatever a program's own hooks take. What a stop has given up on is not waited for again, unless
+  seconds are given.
 - A client that is accepted while a stop is in progress is woken as it is listed.
 """
 from __future__ import annotations
@@ -17,71 +19,97 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
-from .offloading.calls import Offloads
-from .clients.registry import Client, HandlerRegistry
-from .accepting.loop import Serving, Turn
+from .accepting.loop import Loop, Loops
+from .clients.client import Client
+from .clients.period import Period
+from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
 
 logger = logging.getLogger("threaded_echo")
 
 _TAIL = 1.0  # seconds for a thread that has nothing left to do but to return
+_HERE = str(Path(__file__).parent)
 
 
 @dataclass(frozen=True, slots=True)
 class Survivor:
-    """A handler that was still running when a stop gave up on it."""
+    """A handler, or another thread, that was still running when a stop gave up on it."""
 
-    client: Client
+    client: Client | None
+    """``None`` for a thread that serves no client: the serving thread in a program's hook, or a thread of the
+    program's own that was to be joined."""
     stack: tuple[str, ...]
     """The lines where it was, outermost call first, as `traceback.format_stack` has them; empty if it had no thread."""
+    thread: threading.Thread | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        name = f"client {self.client.number}" if self.client else f"thread {self.thread.name if self.thread else '?'}"
+        where = f", from {self.client.address}" if self.client and self.client.address else ""
+        return f"{name}{where}:\n{''.join(own_frames(self.stack))}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
 class StopReport:
-    """What a stop did."""
+    """What a stop did. ``str()`` of it is for people."""
 
     drained: int
-    """Clients whose handlers ended by themselves once they were woken."""
+    """Clients whose handlers ended by themselves after they were woken."""
     forced: int
-    """Clients whose handlers ended once their connections were cut."""
+    """Clients whose handlers ended after their connections were cut."""
     survivors: tuple[Survivor, ...]
-    """The handlers that were still running when the stop gave up on them."""
+    """What was still running when the stop gave up on it."""
     seconds: float
     """How long the stop took."""
 
     @property
     def clean(self) -> bool:
-        """Whether no handler was left."""
+        """Whether nothing was left."""
         return not self.survivors
 
+    def __str__(self) -> str:
+        text = (f"stopped in {self.seconds:.3f} s: {self.drained} drained, {self.forced} forced, "
+                f"{len(self.survivors)} still running")
+        return "\n".join((text, *map(str, self.survivors)))
 
-class _Caller:
-    """One thread's call for a stop."""
 
-    def __init__(self, client: Client | None, inside: bool) -> None:
-        self.thread = threading.current_thread()
-        self.client = client  # the one that it serves
-        self.inside = inside
+class Offloading(Protocol):
+    """What a stop does with offloaded calls and worker processes."""
+
+    def interrupt_open(self) -> None:
+        """Do not wait for workers that are being started."""
+
+    def give_up(self) -> None:
+        """End the waiting of every call whose period was forced."""
+
+    def close(self) -> None:
+        """End the worker processes."""
 
 
 class _Stop:
     """A stop in progress. Its fields are guarded by the server's lock."""
 
-    def __init__(self, drain: float, force: float, finished: int, background: threading.Thread | None) -> None:
+    def __init__(self, drain: float, force: float, patient: bool, gone: int,
+                 background: threading.Thread | None) -> None:
         self.started = time.monotonic()
         self.drain_until = self.started + drain
         self.force = force
         self.force_until: float | None = None  # set once the connections have been cut
-        self.finished_before = finished
-        self.background = background  # the thread of start(); a later start() may already wait for this stop to end
+        self.patient = patient  # seconds were given: it waits for what an earlier stop has given up on, too
+        self.gone_before = gone
         self.drained = 0
-        self.callers: list[_Caller] = []
-        self.claimed: set[str] = set()  # the closing steps that somebody has taken on, for all
-        self.closers: list[threading.Thread] = []  # who is in one
-        self.reports: dict[bool, StopReport] = {}  # by whether it is for a caller from inside
+        self.background = background  # the thread of start(); a later start() may already wait for this stop to end
+        self.leader = threading.current_thread()
+        self.inside: dict[threading.Thread, Client | None] = {}  # the callers from inside, and whom they serve
+        self.to_close: list[Callable[[], None]] = []
+        self.error: BaseException | None = None  # what closing has raised
+        self.is_over = False
+        self.report: StopReport | None = None  # for callers from outside
 
     def hasten(self, drain: float | None, force: float | None) -> None:
         """Shorten what is left; ``None`` leaves it as it is."""
@@ -93,6 +121,11 @@ class _Stop:
             if self.force_until is not None:
                 self.force_until = min(self.force_until, now + force)
 
+    def go_on(self) -> None:
+        """Be led by the calling thread: the leader was inside, or was interrupted."""
+        self.leader = threading.current_thread()
+        self.is_over = False
+
     def until(self) -> float:
         return self.drain_until if self.force_until is None else self.force_until
 
@@ -100,230 +133,264 @@ class _Stop:
 class Stopping:
     """The stops of one server, and its way back to serving. Its fields are guarded by the registry's lock."""
 
-    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, serving: Serving,
-                 offloads: Offloads) -> None:
+    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, loops: Loops, offloads: Offloading) -> None:
         self._registry = registry
         self._threads = threads
-        self._serving = serving
+        self._loops = loops
         self._offloads = offloads
         self._current: _Stop | None = None
-        self.event = threading.Event()  # set when a stop begins; a new one when serving begins again
+        self._given_up: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self.period = Period()  # a new one when serving begins again
 
-    def begin_serving(self, turn: Turn, fileno: Callable[[], int]) -> bool:
-        """Take a turn in serving, once a stop in progress is over; False where a stop has asked to end this one.
+    def begin_serving(self, loop: Loop, fileno: Callable[[], int]) -> bool:
+        """List a loop, after a stop that is in progress; False if a stop has asked to end this one.
 
-        Raises RuntimeError where the listening socket is closed, or another thread is serving.
+        Raises RuntimeError if the listening socket is closed, if another thread is serving, or if the calling thread
+        has called the stop that is in progress.
         """
         with self._registry.lock:
-            while self._current and all(caller.thread is not turn.thread for caller in self._current.callers):
-                if turn.thread is self._current.background:
+            while self._current is not None:
+                if loop.thread is self._current.leader or loop.thread in self._current.inside:
+                    raise RuntimeError("this server is stopping: it cannot serve from inside its own stop")
+                if loop.thread is self._current.background:
                     return False  # a loop on handle_request, which this stop is about to join
                 self._registry.changed.wait()  # a stop is bounded, and so is this
-            if turn.forever and self._serving.ends_next:
-                self._serving.ends_next = False
+            if loop.forever and self._loops.ends_next:
+                self._loops.ends_next = False
                 return False
             if fileno() < 0:
-                raise RuntimeError("this server is closed: it cannot serve again")
-            self._serving.begin_locked(turn)
-            if self._registry.waking:
-                self._registry.waking = False
-                self._threads.open_locked()
-                self._offloads.reopen()
-                self.event = threading.Event()
+                raise RuntimeError("this server is closed and cannot serve again; shutdown(), in place of stop() or "
+                                   "server_close(), ends serving and keeps the listening socket")
+            if self.period.is_stopping():
+                self.period = Period()
+            loop.period = self.period
+            self._loops.begin_locked(loop)
         return True
 
     def run(self, defaults: tuple[float, float], drain: float | None = None, force: float | None = None, *,
-            remember: bool = False, close: Callable[[], None] | None = None,
-            is_open: Callable[[], bool] | None = None) -> StopReport:
-        """Stop the server's clients and threads; ``close`` closes the listening socket once nobody waits on it.
+            remember: bool = False, close: Callable[[], None] | None = None) -> StopReport:
+        """Stop the server's clients and threads.
 
-        ``defaults``: the seconds for ``drain`` and ``force`` where they are ``None`` and no stop is in progress.
-        ``remember``: where there is no loop to end, end the next one. ``is_open``: call ``close`` only where this says
-        so, and no other caller of this stop has.
+        ``defaults``: the seconds for ``drain`` and ``force`` if they are ``None`` and no stop is in progress.
+        ``close`` closes the listening socket, after all loops have ended. ``remember``: if there is no loop to end, end
+        the next one.
         """
-        stop, caller, begins = self._join(defaults, drain, force, remember)
-        try:
-            if begins:
-                self._wake()
-            self._wait(stop, caller, self._turns_over, time.monotonic() + _TAIL)  # a loop only has to return
-            # Twice in one stop there is something to close: what stop() calls, and the listening socket itself.
-            step = "listener" if is_open is None else "server"
-            if close is not None and (is_open is None or is_open()) and self._claim(stop, step):
-                try:
-                    close()
-                finally:
-                    self._release(stop)
-            if not (self._wait(stop, caller, self._quiet) and self._join_threads(stop)):
-                self._force(stop)
-                self._wait(stop, caller, self._quiet)
-                self._join_threads(stop)
-            self._end_workers(stop, caller)
-            return self._report(stop, caller)
-        finally:
-            self._leave(stop, caller)
-
-    # The steps, in their order.
-
-    def _join(self, defaults: tuple[float, float], drain: float | None, force: float | None,
-              remember: bool) -> tuple[_Stop, _Caller, bool]:
-        """Join the stop in progress, or begin one, as the third value tells: no more accepting."""
         me = threading.current_thread()
-        registry = self._registry
-        with registry.lock:
-            client = current_client()
-            if client is not None and client.registry is not registry:
-                client = None  # of another server, in whose handler this one runs
-            serves = me is self._serving.background or any(turn.thread is me for turn in self._serving.turns)
-            caller = _Caller(client, serves or client is not None or me in self._threads.running)
-            stop, begins = self._current, self._current is None
-            if stop is None:
-                if remember and not self._serving.in_loop_locked():
-                    self._serving.ends_next = True
-                stop = self._current = _Stop(defaults[0] if drain is None else drain,
-                                             defaults[1] if force is None else force,
-                                             registry.finished, self._serving.background)
-                registry.waking = True
-                self._threads.close_locked()
-            else:
-                stop.hasten(drain, force)
-                registry.changed.notify_all()
-            stop.callers.append(caller)
-            registry.awaited = len(stop.callers)
-            self._serving.wake_locked()
-        return stop, caller, begins
+        client = current_client()
+        followed: _Stop | None = None  # a stop that is over, and has left something for this caller to wait for
+        while True:
+            with self._registry.lock:
+                stop = self._current
+                leads = stop is None
+                if stop is None:
+                    stop = followed or self._make_locked(defaults, drain, force, remember)
+                    self._begin_locked(stop)
+                else:
+                    stop.hasten(drain, force)
+                    self._registry.changed.notify_all()
+                is_nested = not leads and (me is stop.leader or me in stop.inside)
+                if close is not None and not is_nested:
+                    stop.to_close.append(close)
+                    close = None
+                serves = self._registry.owns(client) or any(loop.thread is me for loop in self._loops.running)
+                if serves and not is_nested:
+                    stop.inside[me] = client
+                    self._registry.awaited = len(stop.inside) + len(self._given_up)
+            if is_nested:  # server_close() as it is called by stop(), or a stop in a signal handler
+                if close is not None:
+                    close()
+                return self._report(stop, inside=True)
+            if leads:
+                return self._lead(stop)
+            report = self._follow(stop)
+            if report is not None:
+                return report
+            followed = stop
 
-    def _wake(self) -> None:
-        """Tell the handlers that wait for the stop, those that wait for their clients, and a loop that is starting."""
-        self.event.set()
-        self._offloads.interrupt_open()
-        for client in self._registry.snapshot().values():  # who comes later is woken as it comes
-            client.wake()
+    def hasten(self, drain: float | None = 0.0) -> None:
+        """Shorten the stop in progress, if any, and do not wait."""
+        with self._registry.lock:
+            if self._current is not None:
+                self._current.hasten(drain, None)
+                self._registry.changed.notify_all()
 
-    def _claim(self, stop: _Stop, step: str) -> bool:
-        """Decide who closes, for all: True to the first."""
-        with self._registry.lock:
-            if step in stop.claimed:
-                return False
-            stop.claimed.add(step)
-            stop.closers.append(threading.current_thread())
-            return True
+    def _make_locked(self, defaults: tuple[float, float], drain: float | None, force: float | None,
+                     remember: bool) -> _Stop:
+        if remember and not self._loops.in_forever_locked():
+            self._loops.ends_next = True
+        return _Stop(defaults[0] if drain is None else drain, defaults[1] if force is None else force,
+                     drain is not None or force is not None, self._registry.gone(), self._loops.background)
 
-    def _release(self, stop: _Stop) -> None:
-        """Tell that a closing is done."""
-        with self._registry.lock:
-            stop.closers.remove(threading.current_thread())
-            self._registry.changed.notify_all()
+    def _begin_locked(self, stop: _Stop) -> None:
+        """Begin a stop, or go on with it: no more accepting."""
+        stop.go_on()
+        self._current = stop
+        for thread in list(self._given_up):
+            if not thread.is_alive():
+                self._given_up.discard(thread)
+        self._registry.awaited = len(self._given_up)
+        self.period.stop()
+        self._loops.stop_locked()
 
-    def _join_threads(self, stop: _Stop) -> bool:
-        """Join every thread that has ended, or that a program has added; False where one is still running."""
-        ended, adopted = self._threads.to_join()
-        with self._registry.lock:
-            if stop.background is not None and all(turn.thread is not stop.background for turn in self._serving.turns):
-                ended.append(stop.background)
-        tail = time.monotonic() + _TAIL
-        joined = _join(ended, tail) & _join(adopted, stop.until())
-        with self._registry.lock:
-            self._threads.reap_locked()
-        return joined
+    # The leader's steps, in their order.
+
+    def _lead(self, stop: _Stop) -> StopReport:
+        """Take a stop through its steps."""
+        me = threading.current_thread()
+        inside = me in stop.inside
+        try:
+            self._offloads.interrupt_open()
+            for client in self._registry.snapshot().values():  # who comes later is woken as it comes
+                client._wake()
+            self._wait(lambda: self._loops_over(stop, me), lambda: max(stop.until(), stop.started + _TAIL))
+            self._close(stop)
+            if not self._drain(stop, inside):
+                self._force(stop)
+                self._drain(stop, inside)
+            self._offloads.close()
+            self._join(stop)
+            self._close(stop)
+            report = self._report(stop, inside, log=True)
+            if not inside:
+                with self._registry.lock:
+                    stop.report = report
+            if stop.error is not None:
+                raise stop.error
+            return report
+        finally:
+            with self._registry.lock:
+                self._registry.awaited = -1
+                stop.is_over = True
+                self._current = None
+                self._registry.changed.notify_all()
+
+    def _close(self, stop: _Stop) -> None:
+        """Close what the callers want closed: first the program's own server_close, if one has asked for it."""
+        while True:
+            with self._registry.lock:
+                if not stop.to_close:
+                    return
+                close = stop.to_close.pop(0)
+            try:
+                close()
+            except BaseException as error:  # a program's own: the stop goes on, and raises it at its end
+                stop.error = error
+
+    def _drain(self, stop: _Stop, inside: bool) -> bool:
+        """Wait until nothing runs any more, and close what other callers want closed meanwhile; False if time is up."""
+        while True:
+            over = self._wait(lambda: bool(stop.to_close) or self._is_quiet(stop, inside), stop.until)
+            if not stop.to_close:
+                return over
+            self._close(stop)
 
     def _force(self, stop: _Stop) -> None:
         """Give up offloaded calls; cut the connections that are left, but not of handlers that wait for this stop."""
         with self._registry.lock:
-            if stop.force_until is not None:
-                return
+            stop.drained = self._registry.gone() - stop.gone_before
             stop.force_until = time.monotonic() + stop.force
-            stop.drained = self._registry.finished - stop.finished_before
-            waiting = {caller.client for caller in stop.callers}
-            clients = [client for client in self._registry.live.values() if client not in waiting]
+            spared = set(stop.inside.values())
+        self.period.force()
         self._offloads.give_up()  # first: the calls shall meet the stop, not a client that has gone
-        for client in clients:
-            client.disconnect()
+        for client in self._registry.snapshot().values():
+            if client not in spared:
+                client._cut("stop")
 
-    def _end_workers(self, stop: _Stop, caller: _Caller) -> None:
-        """End the worker processes, once for all; who is outside waits for that."""
-        if self._claim(stop, "workers"):
-            try:
-                self._offloads.close()
-            finally:
-                self._release(stop)
-        elif not caller.inside:
-            self._wait(stop, caller, self._nobody_closes, time.monotonic() + 2 * _TAIL)
-
-    def _report(self, stop: _Stop, caller: _Caller) -> StopReport:
-        """Say what the stop has done; log who is still running, once."""
+    def _join(self, stop: _Stop) -> None:
+        """Join every thread that has ended, and those that a program has added; give up on the others."""
+        tail = time.monotonic() + _TAIL
         with self._registry.lock:
-            report = stop.reports.get(caller.inside)
-            if report is not None:
-                return report
-            ended = self._registry.finished - stop.finished_before
-            drained = ended if stop.force_until is None else stop.drained
-            left = {} if self._quiet(stop, caller) else self._left(stop, caller)
-            hanging = [turn.thread for turn in self._serving.turns if turn.thread is not caller.thread]
-        stacks = stacks_of([*left.values(), *hanging])
-        survivors = tuple(Survivor(client, stacks.get(thread, ()) if thread else ())
-                          for client, thread in sorted(left.items(), key=lambda item: item[0].number))
-        report = StopReport(drained, ended - drained, survivors, time.monotonic() - stop.started)
+            self._registry.awaited = sys.maxsize
+        self._wait(lambda: all(thread.client is not None for thread in self._threads.running.copy()), lambda: tail)
+        ended, adopted = self._threads.to_join()
         with self._registry.lock:
-            tell = not stop.reports
-            report = stop.reports.setdefault(caller.inside, report)
-        if tell and survivors:
-            logger.warning("still running after the stop: %s", "".join(
-                f"\nclient {survivor.client.number} ({survivor.client.address}):\n{''.join(survivor.stack)}"
-                for survivor in survivors))
-        for thread in hanging if tell else ():
-            logger.warning("the serving loop is still running after the stop:\n%s", "".join(stacks.get(thread, ())))
-        return report
+            if stop.background is not None and all(loop.thread is not stop.background for loop in self._loops.running):
+                ended.append(stop.background)
+        for thread in ended:
+            _join_one(thread, tail)
+        for thread in adopted:
+            if stop.patient or thread not in self._given_up:
+                _join_one(thread, stop.until())
 
-    def _leave(self, stop: _Stop, caller: _Caller) -> None:
+    # The followers.
+
+    def _follow(self, stop: _Stop) -> StopReport | None:
+        """Wait until a stop is over; ``None`` if there may be something left that this caller has to wait for."""
+        me = threading.current_thread()
+        inside = me in stop.inside
+        try:
+            with self._registry.lock:
+                while not (stop.is_over or inside and not stop.to_close and self._is_quiet(stop, inside)):
+                    self._registry.changed.wait()  # the leader's time is bounded, and so is this
+            if stop.to_close:  # added when the leader was through with it
+                return None
+            return self._report(stop, inside) if inside else stop.report
+        finally:
+            with self._registry.lock:
+                if inside:
+                    del stop.inside[me]
+                    self._registry.changed.notify_all()
+
+    # What is waited for. With the lock held.
+
+    def _wait(self, condition: Callable[[], bool], until: Callable[[], float]) -> bool:
+        """Wait for a condition; False if the time for it is up."""
         with self._registry.lock:
-            stop.callers.remove(caller)
-            self._registry.awaited = len(stop.callers)
-            if not stop.callers:
-                self._current = None
-                self._registry.awaited = -1
-            self._registry.changed.notify_all()
-
-    # What is waited for. All of these need the lock.
-
-    def _wait(self, stop: _Stop, caller: _Caller, condition: Callable[[_Stop, _Caller], bool],
-              tail: float = 0) -> bool:
-        """Wait for a condition; False when the time for it is up, but not before ``tail``."""
-        with self._registry.lock:
-            while not condition(stop, caller):
-                remaining = max(stop.until(), tail) - time.monotonic()
+            while not condition():
+                remaining = until() - time.monotonic()
                 if remaining <= 0:
                     return False
                 self._registry.changed.wait(remaining)
         return True
 
-    def _turns_over(self, stop: _Stop, caller: _Caller) -> bool:
-        return all(turn.thread is caller.thread for turn in self._serving.turns)
+    def _loops_over(self, stop: _Stop, me: threading.Thread) -> bool:
+        return all(loop.thread is me or loop.thread in stop.inside for loop in self._loops.running)
 
-    def _nobody_closes(self, stop: _Stop, caller: _Caller) -> bool:
-        """Whether nobody else is in a closing step."""
-        return {caller.thread}.issuperset(stop.closers)
-
-    def _quiet(self, stop: _Stop, caller: _Caller) -> bool:
-        """Whether nothing runs any more that ``caller`` may wait for."""
-        if not self._turns_over(stop, caller) or self._registry.closing:
+    def _is_quiet(self, stop: _Stop, inside: bool) -> bool:
+        """Return whether nothing runs any more that a caller may wait for: from inside, none of those is."""
+        spared = set(stop.inside) if inside else {threading.current_thread()} & set(stop.inside)
+        if not stop.patient:
+            spared.update(self._given_up)
+        if any(loop.thread not in spared for loop in self._loops.running):
             return False
-        if not caller.inside:
-            return not (self._registry.live or self._threads.running) and self._nobody_closes(stop, caller)
-        inside = [other for other in stop.callers if other.inside]
-        clients, threads = {other.client for other in inside}, {other.thread for other in inside}
-        return clients.issuperset(self._registry.live.values()) and threads.issuperset(self._threads.running)
+        if not spared.issuperset(self._threads.running.copy()):
+            return False
+        return not self._registry.closing and all(client.thread in spared
+                                                  for client in self._registry.snapshot().values())
 
-    def _left(self, stop: _Stop, caller: _Caller) -> dict[Client, threading.Thread | None]:
-        """Find the clients whose handlers still run, and where."""
+    # The report.
+
+    def _report(self, stop: _Stop, inside: bool, log: bool = False) -> StopReport:
+        """Say what the stop has done; the leader logs what is still running."""
+        with self._registry.lock:
+            ended = self._registry.gone() - stop.gone_before
+            drained = ended if stop.force_until is None else stop.drained
+            spared = set(stop.inside) if inside else set()
+            left = self._left(spared | {threading.current_thread()} if inside else spared)
+        stacks = stacks_of([thread for _, thread in left])
+        survivors = tuple(Survivor(client, stacks.get(thread, ()) if thread else (), thread) for client, thread in left)
+        if log:
+            new = [survivor for survivor in survivors if survivor.thread not in self._given_up]
+            if new:
+                logger.warning("still running after the stop:\n%s", "\n".join(map(str, new)))
+            self._given_up.update(thread for _, thread in left if thread is not None)
+        return StopReport(drained, ended - drained, survivors, time.monotonic() - stop.started)
+
+    def _left(self, spared: set[threading.Thread]) -> list[tuple[Client | None, threading.Thread | None]]:
+        """Find what still runs: clients and their threads, then threads without a client."""
         left: dict[Client, threading.Thread | None] = {client: client.thread
-                                                       for client in self._registry.live.values()}
-        for thread, client in self._threads.busy().items():
-            left[client] = thread
-        if caller.inside:
-            for other in stop.callers:
-                if other.client is not None:
-                    left.pop(other.client, None)
-        return left
+                                                       for client in self._registry.snapshot().values()}
+        for thread in self._threads.running.copy():
+            if thread.client is not None:
+                left[thread.client] = thread
+        found: list[tuple[Client | None, threading.Thread | None]] = [
+            (client, thread) for client, thread in sorted(left.items(), key=lambda item: item[0].number)
+            if thread not in spared]
+        known = {thread for _, thread in found} | spared
+        others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1]
+        found += [(None, thread) for thread in dict.fromkeys(others)
+                  if thread.is_alive() and thread not in known and thread is not threading.current_thread()]
+        return found
 
 
 def stacks_of(threads: list[threading.Thread | None]) -> dict[threading.Thread, tuple[str, ...]]:
@@ -333,9 +400,16 @@ def stacks_of(threads: list[threading.Thread | None]) -> dict[threading.Thread, 
             if thread is not None and thread.ident in frames}
 
 
-def _join(threads: list[threading.Thread], deadline: float) -> bool:
-    """Join all threads but the calling one; False where one is still running at the deadline."""
-    others = [thread for thread in threads if thread is not threading.current_thread() and thread.ident is not None]
-    for thread in others:
+def own_frames(stack: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out the frames ahead of the program's first own one: those of threading and of this package."""
+    foreign = ("threading.py", "socketserver.py")
+    for number, lines in enumerate(stack):
+        place = lines.partition('"')[2].partition('"')[0]
+        if not place.startswith(_HERE) and not place.endswith(foreign):
+            return stack[number:]
+    return stack
+
+
+def _join_one(thread: threading.Thread, deadline: float) -> None:
+    if thread is not threading.current_thread() and thread.ident is not None:
         thread.join(max(0, deadline - time.monotonic()))
-    return not any(thread.is_alive() for thread in others)

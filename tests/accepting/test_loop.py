@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import errno
 import logging
-import select
+import os
 import socket
 import ssl
 import threading
+import types
 
 import pytest
 
 from threaded_echo import ThreadedTCPServer
-from threaded_echo.accepting import loop as serving
+from threaded_echo.accepting import failures, loop
 
 from ..conftest import LOOPBACK
 from ..tools import GUARD, Echo, ask, connect, receive_all, running, wait_until
@@ -73,13 +74,13 @@ def test_start_while_starting_is_an_error():
 def test_loop_waits_without_a_time_out(serve, monkeypatch):
     """Nothing but a connection or a stop wakes it, unless service_actions is overridden."""
     waits = []
-    wait = serving.Turn.wait
+    wait = loop.Loop.wait
 
-    def watched(turn, listener, timeout):
+    def watched(self, timeout):
         waits.append(timeout)
-        return wait(turn, listener, timeout)
+        return wait(self, timeout)
 
-    monkeypatch.setattr(serving.Turn, "wait", watched)
+    monkeypatch.setattr(loop.Loop, "wait", watched)
     server = serve(Echo)
     ask(server)
     server.stop()
@@ -108,7 +109,7 @@ def test_service_actions_are_called_at_each_poll():
 def test_exhaustion_is_logged_and_waited_out(serve, caplog, name, monkeypatch):
     """Out of descriptors or memory: one line, a pause, a count, and then the client is served."""
     monkeypatch.setattr(FailingOnce, "errors", [out_of(name) for _ in range(3)])
-    monkeypatch.setattr(serving, "BACK_OFF", 0.001)
+    monkeypatch.setattr(failures, "BACK_OFF", 0.001)
     server = serve(Echo, FailingOnce)
     assert ask(server) == b"ping\n"
     assert server.stats().accept_errors == 3
@@ -127,7 +128,7 @@ def test_back_off_ends_with_a_stop(serve, monkeypatch):
             entered.set()
             raise out_of("EMFILE")
 
-    monkeypatch.setattr(serving, "BACK_OFF", 3600)
+    monkeypatch.setattr(failures, "BACK_OFF", 3600)
     server = serve(Echo, Server)
     with connect(server):
         wait_until(entered)
@@ -154,30 +155,62 @@ def test_nothing_to_accept_is_no_error(serve, monkeypatch, error):
     assert server.stats().accept_errors == 0
 
 
-def test_unknown_accept_error_ends_the_loop_loudly(caplog):
-    """It is logged and raised, and the server can still be stopped."""
-    class Server(FailingOnce):
-        """Fails as no accept should."""
+@pytest.mark.parametrize("error", [out_of("EIO"), FileNotFoundError(errno.ENOENT, "its certificate"),
+                                   OSError(errno.ENOTCONN, "reset")])
+def test_error_of_a_programs_own_get_request_costs_that_connection_only(serve, monkeypatch, error):
+    """The loop goes on, as socketserver's does, and counts it."""
+    monkeypatch.setattr(FailingOnce, "errors", [error])
+    server = serve(Echo, FailingOnce)
+    assert ask(server) == b"ping\n"
+    assert server.stats().accept_errors == 1
 
-        errors = [out_of("EIO")]
 
-    with Server(LOOPBACK, Echo) as server, connect(server), pytest.raises(OSError, match="EIO"):
-        server.serve_forever()
+def test_unknown_error_of_accept_itself_is_logged_and_waited_out(serve, monkeypatch, caplog):
+    """The connection may still be in the queue, so that the loop must not spin."""
+    accept, errors = socket.socket.accept, [out_of("EIO")]
+
+    def fail_once(listener):
+        if errors:
+            raise errors.pop()
+        return accept(listener)
+
+    monkeypatch.setattr(failures, "BACK_OFF", 0.001)
+    monkeypatch.setattr(socket.socket, "accept", fail_once)
+    server = serve(Echo)
+    assert ask(server) == b"ping\n"
+    assert server.stats().accept_errors == 1 and "a client could not be accepted" in caplog.text
+
+
+def break_listener(server):
+    """Make the listening socket one that no longer listens."""
+    server.socket.shutdown(socket.SHUT_RDWR)
+
+
+def test_broken_listener_ends_the_loop_loudly(caplog):
+    """Its error is logged and raised, and the server can still be stopped."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        breaking = threading.Thread(target=lambda: (wait_for_loop(server), break_listener(server)))
+        breaking.start()
+        with pytest.raises(OSError):
+            server.serve_forever()
+        breaking.join()
     assert "the serving loop ends" in caplog.text
 
 
-def test_unknown_accept_error_in_the_background_reaches_the_excepthook(monkeypatch):
-    """A loop that start() has begun fails as loudly."""
+def wait_for_loop(server):
+    """Wait until a thread is in serve_forever; there is no event for that."""
+    while not server._threaded_state.loops.running:
+        pass
+
+
+def test_broken_listener_in_the_background_reaches_the_excepthook(serve, monkeypatch):
+    """A loop that start() has begun fails as loudly, also if an idle handler thread finds out."""
     seen = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.set())
-
-    class Server(FailingOnce):
-        """Fails as no accept should."""
-
-        errors = [out_of("EIO")]
-
-    with Server(LOOPBACK, Echo).start() as server, connect(server):
-        wait_until(seen)
+    server = serve(Echo)
+    assert ask(server) == b"ping\n"
+    break_listener(server)
+    wait_until(seen)
 
 
 def test_close_by_the_program_ends_the_loop():
@@ -194,12 +227,12 @@ def test_close_by_the_program_ends_the_loop():
         server.serve_forever()
 
 
-def test_listener_is_blocking_again_after_serving(serve):
-    """A program finds its listening socket as it left it."""
+def test_mode_of_the_listener_is_not_restored(serve):
+    """Other processes may share it, and would block; Python's own idea of its time-out is left alone."""
     server = serve(Echo)
-    assert server.socket.gettimeout() == 0
+    assert server.socket.gettimeout() is None and not os.get_blocking(server.fileno())
     server.shutdown()
-    assert server.socket.gettimeout() is None
+    assert server.socket.gettimeout() is None and not os.get_blocking(server.fileno())
     server.socket.settimeout(3)
     server.start()
     assert server.socket.gettimeout() == 3 and ask(server) == b"ping\n"
@@ -246,13 +279,6 @@ def test_listener_of_another_class_is_accepted_from(serve):
     assert ask(serve(Echo, Server)) == b"ping\n"
 
 
-def test_platform_without_poll_waits_with_select(monkeypatch):
-    """As on Windows."""
-    monkeypatch.delattr(select, "poll")
-    with ThreadedTCPServer(LOOPBACK, Echo).start() as server:
-        assert ask(server) == b"ping\n"
-
-
 def test_listener_that_cannot_tell_is_served(serve):
     """A platform without SO_ACCEPTCONN, or a listener that is no socket, is taken as it is."""
     class Listener:
@@ -260,16 +286,8 @@ def test_listener_that_cannot_tell_is_served(serve):
 
         type = socket.SOCK_STREAM
 
-    serving.check_listening(Listener())
-
-
-def test_signal_upon_signal_does_not_block_the_alarm():
-    """A waker that nobody reads fills up, and stays readable."""
-    turn = serving.Turn(forever=True)
-    for _ in range(100_000):
-        turn.ring()
-    assert select.select([turn._waker], [], [], 0)[0] and turn.stopped
-    turn.close()
+    loop.check_listening(types.SimpleNamespace(socket=Listener()))
+    loop.check_listening(types.SimpleNamespace())
 
 
 def test_handle_request_serves_one_client_in_a_thread():
@@ -308,7 +326,7 @@ def test_handle_request_out_of_descriptors_backs_off(monkeypatch, caplog):
     def fail(*arguments):
         raise out_of("EMFILE")
 
-    monkeypatch.setattr(serving, "BACK_OFF", 0.001)
+    monkeypatch.setattr(failures, "BACK_OFF", 0.001)
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         with monkeypatch.context() as patch:
             patch.setattr(socket, "socketpair", fail)

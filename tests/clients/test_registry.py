@@ -11,10 +11,17 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from threaded_echo import ClientHandler, ThreadedTCPServer, ThreadedUnixStreamServer, current_client
-from threaded_echo.clients.registry import Client, HandlerRegistry
+from threaded_echo.clients.client import Client
+from threaded_echo.clients.period import Period
+from threaded_echo.clients.registry import HandlerRegistry
 
 from ..conftest import LOOPBACK
 from ..tools import Echo, Gate, ask, connect, receive, receive_all, running, together, wait_until
+
+
+def make(request, address="nowhere"):
+    """Make a client of nobody's."""
+    return Client(1, request, address, Period(), None)
 
 
 @pytest.fixture
@@ -24,7 +31,7 @@ def pair():
         request, address = listener.accept()
         with request:
             outer.settimeout(20)
-            yield outer, Client(request, address, threading.Event())
+            yield outer, make(request, address)
 
 
 def test_numbers_are_given_once_in_order(serve):
@@ -47,14 +54,12 @@ def test_numbers_are_never_given_twice_by_several_threads():
 
     def add():
         for _ in range(200):
-            client = Client(object(), "nowhere", threading.Event())
-            registry.add(client)
-            clients.append(client)
+            clients.append(registry.add(object(), "nowhere", Period()))
 
     together(4, add)
     assert sorted(client.number for client in clients) == list(range(1, 801))
     together(4, lambda: [registry.remove(client) for client in clients])
-    assert (registry.finished, registry.live, registry.peak) == (800, {}, 800)
+    assert (registry.gone(), registry.live, registry.peak) == (800, {}, 800)
 
 
 def test_client_tells_about_itself(serve):
@@ -74,7 +79,7 @@ def test_client_tells_about_itself(serve):
             assert (client.bytes_received, client.bytes_sent) == (5, 5)
             assert 0 <= client.idle < 20
     server.stop()
-    assert (client.state, client.thread, client.request) == ("gone", None, None)
+    assert (client.state, client.thread) == ("gone", None)
     assert client.age == (age := client.age) and age < 20, "the time that it stayed"
     if sys.platform == "linux":
         assert (client.bytes_received, client.bytes_sent) == (5, 5), "its last counts stay"
@@ -123,7 +128,8 @@ def test_disconnect_ends_one_client_only(serve):
         assert two.recv(1) == b"y"
     server.stop()
     first.disconnect()
-    first.wake()
+    first._wake()
+    assert first.reason == "disconnect"
     assert server.stats().failed == 0
 
 
@@ -151,7 +157,7 @@ def test_send_to_a_gone_client_raises(serve):
         client.send(b"from outside")
         assert receive(connection, 12) == b"from outside"
     server.stop()
-    with pytest.raises(ConnectionError, match="client 1 has gone"):
+    with pytest.raises(ConnectionError, match="client 1: the client has gone"):
         client.send(b"x")
 
 
@@ -173,7 +179,7 @@ def test_send_of_another_thread_is_ended_by_the_handlers_end(serve):
     with connect(server) as connection:
         wait_until(gate.entered)
         client = server.clients[1]
-        client._request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2_000_000)
+        client._connection.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2_000_000)
         with running(send):
             gate.release.set()  # its client reads nothing, so that the send blocks, before or after
             while not errors:
@@ -188,18 +194,18 @@ def test_send_of_another_thread_is_ended_by_the_handlers_end(serve):
 def test_handler_that_closes_its_own_socket_is_left_alone(pair):
     """Its descriptor may belong to somebody else by then: that connection is not touched."""
     outer, client = pair
-    number = client.request.fileno()
+    number = client._connection.request.fileno()
     with socket.create_server(LOOPBACK) as listener, connect(listener.getsockname()) as other:
         request, _ = listener.accept()
-        client.request.close()
+        client._connection.request.close()
         os.dup2(request.fileno(), number)
         with request, socket.socket(fileno=number) as innocent:
-            client.wake()
+            client._wake()
             client.disconnect()
             other.sendall(b"still there")
             assert innocent.recv(100) == b"still there"
-            assert client.is_taken_over() and client.is_lost()
-            client.release()
+            assert client._connection.is_taken_over() and client._connection.is_lost()
+            client._end()
 
 
 def test_handler_that_closes_between_is_left_alone(pair, monkeypatch):
@@ -209,7 +215,7 @@ def test_handler_that_closes_between_is_left_alone(pair, monkeypatch):
         innocent, _ = listener.accept()
 
         def duplicate(number, dup=socket.dup):
-            client.request.close()
+            client._connection.request.close()
             os.dup2(innocent.fileno(), number)
             copy = dup(number)
             os.close(number)
@@ -220,19 +226,19 @@ def test_handler_that_closes_between_is_left_alone(pair, monkeypatch):
             client.disconnect()
             other.sendall(b"still there")
             assert innocent.recv(100) == b"still there"
-            client.release()
+            client._end()
 
 
 def test_detached_connection_is_still_woken(pair):
     """A handler that has wrapped its request, as TLS does, sees the end of file all the same."""
     outer, client = pair
-    with socket.socket(fileno=client.request.detach()) as wrapped:
-        assert client.is_taken_over()
-        client.wake()
+    with socket.socket(fileno=client._connection.request.detach()) as wrapped:
+        assert client._connection.is_taken_over()
+        client._wake()
         assert wrapped.recv(1) == b""
         client.disconnect()
         assert receive_all(outer) == b""
-        client.release()
+        client._end()
 
 
 def test_wake_works_when_descriptors_have_run_out(pair, monkeypatch):
@@ -243,43 +249,43 @@ def test_wake_works_when_descriptors_have_run_out(pair, monkeypatch):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(socket, "dup", fail)
-    client.wake()
-    assert client.request.recv(1) == b""
-    client.release()
+    client._wake()
+    assert client._connection.request.recv(1) == b""
+    client._end()
 
 
 def test_wake_of_a_tls_client_keeps_its_encryption(pair, monkeypatch):
     """SSLSocket.shutdown would drop the TLS object, and a later send would go out in clear."""
     outer, client = pair
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    wrapped = context.wrap_socket(client.request, server_side=True, do_handshake_on_connect=False)
+    wrapped = context.wrap_socket(client._connection.request, server_side=True, do_handshake_on_connect=False)
     with wrapped:
-        client.follow(wrapped)
+        client._connection.follow(wrapped)
         monkeypatch.setattr(socket, "dup", lambda number: (_ for _ in ()).throw(OSError(24, "")))
-        client.wake()
+        client._wake()
         assert wrapped._sslobj is not None
-        client.release()
+        client._end()
 
 
 def test_follow_after_the_end_changes_nothing(pair):
     """A client that has gone stays gone."""
     outer, client = pair
     registry = HandlerRegistry()
-    registry.add(client)
-    request = client.request
+    request = client._connection.request
+    client = registry.add(request, client.address, Period())
     assert registry.find(request) is client
     assert registry.remove(client) and not registry.remove(client)
-    client.follow(request)
+    client._connection.follow(request)
     registry.follow(client, request)
-    assert client.request is None and registry.find(request) is None
+    assert client._connection.request is None and registry.find(request) is None
 
 
 def test_datagram_has_no_connection_to_shut():
     """A request that is no socket is numbered, and nothing else."""
-    client = Client((b"data", None), ("127.0.0.1", 9), threading.Event())
-    client.wake()
+    client = make((b"data", None), ("127.0.0.1", 9))
+    client._wake()
     client.disconnect()
-    assert client.traffic() is None and client.state == "accepted" and client.is_lost()
+    assert client._connection.traffic() is None and client.state == "disconnecting" and client._connection.is_lost()
 
 
 def test_current_client_is_that_of_the_calling_thread(serve):
@@ -298,9 +304,9 @@ def test_current_client_is_that_of_the_calling_thread(serve):
 
 
 def test_ten_thousand_clients_are_added_and_removed_like_one():
-    """No step looks at the others: a count of the work, not of the time."""
-    registry = HandlerRegistry()
-    clients = [Client(object(), n, threading.Event()) for n in range(10_000)]
+    """No step looks at the others: the same lines of Python run, on dicts."""
+    registry, period = HandlerRegistry(), Period()
+    clients = [registry.add(object(), number, period) for number in range(10_000)]
 
     def steps(work):
         count = 0
@@ -318,14 +324,15 @@ def test_ten_thousand_clients_are_added_and_removed_like_one():
             sys.settrace(before)
         return count
 
-    first = steps(lambda: registry.add(clients[0]))
-    for client in clients[1:-1]:
-        registry.add(client)
-    assert steps(lambda: registry.add(clients[-1])) == first
-    last = steps(lambda: registry.remove(clients[-1]))
-    for client in clients[1:-1]:
+    assert isinstance(registry.live, dict) and isinstance(registry.closing, dict), "so that no search is in C either"
+    removed_with_many = steps(lambda: registry.remove(clients[5_000]))
+    with_many = steps(lambda: clients.append(registry.add(object(), "nowhere", period)))
+    for client in clients:
         registry.remove(client)
-    assert steps(lambda: registry.remove(clients[0])) == last
+    assert not registry.live
+    registry.totals()
+    assert steps(lambda: clients.append(registry.add(object(), "nowhere", period))) == with_many
+    assert steps(lambda: registry.remove(clients[-1])) == removed_with_many
 
 
 def test_statistics_add_up(serve):
@@ -378,29 +385,29 @@ class Wrapper:
 def test_connection_that_is_no_socket_is_woken_and_released(pair, monkeypatch):
     """It needs a descriptor, and nothing else of a socket."""
     outer, client = pair
-    request = client.request
-    client.follow(Wrapper(request))
-    assert client.traffic() is None and client.is_lost()
-    client.wake()
+    request = client._connection.request
+    client._connection.follow(Wrapper(request))
+    assert client._connection.traffic() is None and client._connection.is_lost()
+    client._wake()
     assert request.recv(1) == b""
     with monkeypatch.context() as patch:
         patch.setattr(socket, "dup", lambda number: (_ for _ in ()).throw(OSError(24, "")))
-        client.wake()
-    client.release()
+        client._wake()
+    client._end()
 
 
 def test_descriptor_that_a_file_has_taken_over_is_left_alone(pair, tmp_path):
     """The handler has closed its socket, and its descriptor is a file's."""
     outer, client = pair
-    number = client.request.fileno()
+    number = client._connection.request.fileno()
     with open(tmp_path / "file", "w") as file:
-        client.request.close()
+        client._connection.request.close()
         os.dup2(file.fileno(), number)
-        client.wake()
+        client._wake()
         os.write(number, b"still there")
         os.close(number)
     assert (tmp_path / "file").read_text() == "still there"
-    client.release()
+    client._end()
 
 
 def test_unix_descriptor_that_another_client_has_is_left_alone():
@@ -408,7 +415,7 @@ def test_unix_descriptor_that_another_client_has_is_left_alone():
     request, outer = socket.socketpair()
     innocent, other = socket.socketpair()
     with outer, innocent, other:
-        client = Client(request, "", threading.Event())
+        client = make(request, "")
         number = request.fileno()
         request.close()
         os.dup2(innocent.fileno(), number)
@@ -416,13 +423,13 @@ def test_unix_descriptor_that_another_client_has_is_left_alone():
         os.close(number)
         other.sendall(b"still there")
         assert innocent.recv(100) == b"still there"
-        client.release()
+        client._end()
 
 
 def test_release_does_not_wait_for_a_send_into_a_closed_socket(pair):
     """The handler has closed its own socket while another thread was sending: nothing would end that wait."""
     outer, client = pair
-    with client._sending:  # another thread's
-        client.request.close()
-        client.release()
+    with client._connection.sending:  # another thread's
+        client._connection.request.close()
+        client._end()
     assert client.state == "gone"

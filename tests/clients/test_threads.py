@@ -8,12 +8,15 @@ import socketserver
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
 from threaded_echo import ClientHandler, ThreadedTCPServer
 from threaded_echo.clients import threads
-from threaded_echo.clients.registry import Client, HandlerRegistry
+from threaded_echo.clients.client import Client
+from threaded_echo.clients.period import Period
+from threaded_echo.clients.registry import HandlerRegistry
 from threaded_echo.clients.threads import HandlerThreads
 
 from ..conftest import LOOPBACK
@@ -38,8 +41,6 @@ def pool():
     registry = HandlerRegistry()
     handler_threads = HandlerThreads(registry)
     yield handler_threads
-    with registry.lock:
-        handler_threads.close_locked()
     while handler_threads.running:
         pass
     for thread in handler_threads.to_join()[0]:
@@ -48,22 +49,20 @@ def pool():
 
 def a_client(number=1):
     """Make a client of nobody."""
-    client = Client(object(), "nowhere", threading.Event())
-    client.number = number
-    return client
+    return Client(number, object(), "nowhere", Period(), None)
 
 
-def serve_and_wait(pool, count=1, reuse=True):
-    """Serve so many clients at once, and return the threads, once all are done."""
+def serve_and_wait(pool, count=1, next_client=None):
+    """Serve so many clients at once, each in a new thread, and return the threads, once all clients have met."""
     barrier = threading.Barrier(count + 1)
     found = []
 
-    def job(client):
+    def serve(client):
         found.append(threading.current_thread())
         barrier.wait(GUARD)
 
     for number in range(count):
-        pool.serve(a_client(number), job, daemon=True, reuse=reuse)
+        pool.serve(a_client(number), serve, daemon=True, next_client=next_client)
     barrier.wait(GUARD)
     return found
 
@@ -75,13 +74,25 @@ def until_idle(pool, count):
 
 
 def test_thread_serves_the_next_client_in_a_fresh_context(serve):
-    """The same thread, but nothing of the context of the client before."""
+    """A thread is used again, and finds nothing of the context of the client before."""
     server = serve(WhoServes)
     replies = []
-    for _ in range(3):
+    for _ in range(50):
         replies.append(ask(server, b"?"))
-        until_idle(server._threaded_state.threads, 1)
-    assert len(set(replies)) == 1 and replies[0].endswith(b" fresh")
+        while server.stats().threads_busy:
+            pass
+    assert len(set(replies)) < len(replies) and all(reply.endswith(b" fresh") for reply in replies)
+
+
+def test_thread_serves_what_next_client_returns(pool):
+    """One client after the other, until there is none."""
+    served, clients = [], [a_client(2), a_client(3), None]
+    pool.serve(a_client(1), lambda client: served.append((client.number, threading.get_ident())), daemon=True,
+               next_client=lambda: clients.pop(0))
+    until_idle(pool, 0)
+    [thread] = pool.to_join()[0]
+    thread.join(GUARD)
+    assert served == [(number, thread.ident) for number in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("options", [{"reuse_threads": False}, {"daemon_threads": False}])
@@ -107,22 +118,29 @@ def test_program_that_does_not_stop_ends_all_the_same():
                               check=True).stderr == b""
 
 
-def test_idle_threads_are_bounded(pool, monkeypatch):
-    """No more are kept than MAX_IDLE; the others end, and are forgotten."""
-    monkeypatch.setattr(threads, "MAX_IDLE", 2)
-    found = serve_and_wait(pool, 5)
-    until_idle(pool, 2)
-    assert len(pool) == 2 and set(pool) < set(found)
-    assert set(serve_and_wait(pool, 2)) == set(pool), "the idle ones are used first"
-    until_idle(pool, 2)
+def test_idle_threads_are_bounded(serve, monkeypatch):
+    """No more wait for a client than MAX_IDLE; the others end."""
+    monkeypatch.setattr("threaded_echo.accepting.loop.MAX_IDLE", 2)
+    server = serve(Echo)
+    clients = [connect(server) for _ in range(5)]
+    for client in clients:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    assert len(server._threads) == 5
+    for client in clients:
+        client.close()
+    until_idle(server._threaded_state.threads, 2)
+    assert len(server._threads) == 2
+    assert ask(server) == b"ping\n"
 
 
-def test_ended_threads_are_forgotten(pool):
-    """A list of ended threads does not grow with the clients."""
+def test_ended_threads_are_forgotten(pool, monkeypatch):
+    """The list of ended threads, which a stop joins, does not grow with the clients."""
+    monkeypatch.setattr(threads, "_REAPED", 3)
     for _ in range(20):
-        [thread] = serve_and_wait(pool, 1, reuse=False)
+        [thread] = serve_and_wait(pool)
         thread.join(GUARD)
-    assert len(pool.to_join()[0]) <= 1
+    assert len(pool.to_join()[0]) <= 4
 
 
 def test_thread_that_cannot_start_is_forgotten(pool, monkeypatch):
@@ -133,8 +151,8 @@ def test_thread_that_cannot_start_is_forgotten(pool, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(RuntimeError):
-            pool.serve(a_client(), print, daemon=True, reuse=True)
-    assert len(pool) == 0
+            pool.serve(a_client(), print, daemon=True)
+    assert not pool.running
     serve_and_wait(pool)
 
 
@@ -207,13 +225,43 @@ def test_error_in_handle_error_goes_to_the_excepthook(serve, monkeypatch):
     assert server.stats().failed == 2
 
 
-def test_len_of_threads_is_readable(serve):
-    """What existing tests do with socketserver's list of threads."""
+def test_thread_whose_start_is_interrupted_is_still_joined(pool, monkeypatch):
+    """Ctrl-C in Thread.start, when the thread runs already: its client is its own, and a stop finds it."""
+    start, release = threading.Thread.start, threading.Event()
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    client = a_client()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.serve(client, lambda client: wait_until(release), daemon=True)
+    assert list(pool.running) == [client.thread]
+    release.set()
+
+
+def test_thread_whose_start_is_interrupted_before_it_runs_is_forgotten(pool, monkeypatch):
+    """Ctrl-C in Thread.start, ahead of the thread: nobody waits for it."""
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads, "_START", 0.01)
+    client = a_client()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.serve(client, print, daemon=True)
+    assert not pool.running and client.thread is None
+
+
+def test_threads_of_a_program_are_joined(serve):
+    """What existing programs and tests do with socketserver's list of threads works, and a stop joins them."""
     server = serve(Echo)
     for _ in range(10):
         ask(server)
-    assert len(server._threads) < 10
-    assert list(server._threads) and server._threads.join() is None
+    assert len(server._threads) <= 10 and list(server._threads)
     added, release = threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: (added.set(), wait_until(release)))
     server._threads.append(thread)
@@ -221,8 +269,8 @@ def test_len_of_threads_is_readable(serve):
     wait_until(added)
     assert thread in list(server._threads)
     release.set()
-    server.stop()
-    assert not thread.is_alive()
+    server._threads.join()
+    assert not thread.is_alive() and not server.clients
 
 
 def test_backlog_takes_a_burst(serve):
@@ -246,17 +294,12 @@ def test_backlog_takes_a_burst(serve):
             assert receive_all(client) == b"x"
 
 
-def test_server_dropped_without_closing_leaves_no_idle_thread():
-    """As some programs do: the thread that would have served the next client ends with the server."""
-    server = ThreadedTCPServer(LOOPBACK, Echo)
-    with connect(server) as client:
-        server.handle_request()
-        client.shutdown(socket.SHUT_WR)
-        assert receive_all(client) == b""
-    until_idle(server._threaded_state.threads, 1)
-    [thread] = server._threads
-    server.socket.close()
+def test_server_that_was_used_with_start_is_collected():
+    """Neither the background thread, nor anything else, keeps a stopped server alive."""
+    server = ThreadedTCPServer(LOOPBACK, Echo).start()
+    assert ask(server) == b"ping\n"
+    server.stop()
+    found = weakref.ref(server)
     del server
     gc.collect()
-    thread.join(GUARD)
-    assert not thread.is_alive()
+    assert found() is None

@@ -57,8 +57,8 @@ def test_client_that_speaks_no_tls_is_no_failure(serve, caplog):
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         receive_all(client)
     server.stop()
-    assert "client 1: no TLS handshake" in caplog.text
-    assert (server.stats().failed, server.stats().finished) == (0, 1)
+    assert "client 1: its TLS handshake has failed" in caplog.text
+    assert (server.stats().failed, server.stats().refused) == (0, 1)
 
 
 def test_tls_client_that_vanishes_is_no_failure(serve, caplog):

@@ -1,86 +1,117 @@
-"""Waiting for connections: readiness, wake-up, accept errors and back-off.
+"""The serving loops: ``serve_forever``, ``handle_request``, and the background thread of ``start``.
 
 Guarantees:
 
-- A thread that waits here wakes for a connection or a stop, and for nothing else (unless it was given a time-out).
-- A stop is never missed: `Serving.wake_locked` marks every turn and makes its waker readable, which lasts until the
-  turn ends.
-- The listener is asked for anew where it is used: programs replace ``server.socket``.
+- A loop wakes for a connection or a stop, and for nothing else (unless it was given a time-out).
+- A stop is never missed: `Loops.stop_locked` marks every loop and shuts its door, which stays shut.
+- A loop that has ended leaves nobody at its door: it waits for the idle handler threads to go, and closes the door.
 """
 from __future__ import annotations
 
-import errno
 import logging
-import select
+import os
 import socket
-import socketserver
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from types import TracebackType
+from typing import Any
 
+from ..clients.client import Client
+from ..clients.period import Period
 from ..clients.registry import HandlerRegistry
-from ..transport import tls
+from ..clients.threads import MAX_IDLE
+from .door import Door, PollDoor, make_door
 
 logger = logging.getLogger("threaded_echo")
 
-BACK_OFF = 0.1
-"""Seconds without an accept when descriptors or memory have run out."""
-
-_QUIET = 10.0  # seconds between two log lines on that
-
-
-def _numbers(*names: str) -> frozenset[int]:
-    return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
-
-
-_EXHAUSTED = _numbers("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
-
-# accept(2): an error that already waits on the new connection is reported by accept, and means: try the next one.
-_GONE = _numbers("ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "ENETUNREACH", "EPERM")
-
-
 _ALREADY = "this server is already serving"
+_LEAVE = 1.0  # seconds for idle threads to leave a door that is shut: they have nothing else to do
 
 
-class Turn:
-    """One call of ``serve_forever`` or ``handle_request``: waits for a connection or a stop."""
+class Loop:
+    """One call of ``serve_forever`` or ``handle_request``, and the door at which it accepts."""
 
-    def __init__(self, forever: bool) -> None:
+    def __init__(self, forever: bool, registry: HandlerRegistry) -> None:
         self.forever = forever
         self.thread = threading.current_thread()
+        self.period: Period  # set by `Stopping.begin_serving`
+        self._registry = registry
         self.stopped = False  # guarded by the server's lock; read without it, since it changes once
-        self._waker, self._alarm = socket.socketpair()  # one receives, the other sends
-        self._alarm.setblocking(False)
-        self._listener = -1
-        if hasattr(select, "poll"):
-            self._poll = select.poll()
-            self._poll.register(self._waker, select.POLLIN)
+        self._fileno: Callable[[], int] = lambda: -1
+        self._door: Door | None = None  # guarded by the server's lock until the loop waits at it
+        self._error: BaseException | None = None  # what an idle thread has met at the door
+        self._inside: dict[threading.Thread, None] = {}  # the idle threads that may touch the door
 
-    def ring(self) -> None:
-        """End the waiting; the lock that excludes `close` is held."""
+    def open(self, fileno: Callable[[], int]) -> None:
+        """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may exchange."""
+        self._fileno = fileno
+        door = make_door(fileno()) if self.forever else PollDoor(fileno())
+        with self._registry.lock:
+            self._door = door
+            if self.stopped:
+                door.shut()
+
+    def stop_locked(self) -> None:
+        """End the loop's waiting, and that of the idle threads at its door."""
         self.stopped = True
-        with suppress(BlockingIOError):  # rung often enough
-            self._alarm.send(b"\0")
+        if self._door is not None:
+            self._door.shut()
 
-    def wait(self, listener: int, timeout: float | None) -> bool:
-        """Wait until ``listener`` (a descriptor) has a connection; False after a stop or ``timeout`` seconds."""
-        if hasattr(select, "poll"):
-            if listener != self._listener:
-                if self._listener >= 0:
-                    self._poll.unregister(self._listener)
-                self._poll.register(listener, select.POLLIN)
-                self._listener = listener
-            ready = bool(self._poll.poll(None if timeout is None else timeout * 1000))
-        else:  # Windows
-            ready = bool(select.select([self._waker.fileno(), listener], [], [], timeout)[0])
-        return ready and not self.stopped
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for a connection; False after a stop, or after ``timeout`` seconds."""
+        assert self._door is not None, "open it first"
+        got_through = self._door.wait(timeout)
+        if self._error is not None:
+            raise self._error
+        return got_through
+
+    def reopen(self) -> None:
+        """Let the next thread accept; if the program has closed the listening socket, end the loop."""
+        assert self._door is not None, "open it first"
+        listener = self._fileno()
+        self._door.reopen(listener)
+        if listener < 0:
+            with self._registry.lock:
+                self.stop_locked()
+
+    def next_client(self, accept: Callable[[Period], Client | None]) -> Client | None:
+        """Accept the next client in an idle handler thread; ``None`` if the loop ends, or enough threads are idle."""
+        me = threading.current_thread()
+        inside, door = self._inside, self._door
+        if door is None or len(inside) >= MAX_IDLE:
+            return None
+        # First this, then the look at stopped: `close` does it the other way round, so that it either finds this
+        # thread inside, or this thread finds that the loop has been stopped and does not touch the door.
+        inside[me] = None
+        try:
+            while not self.stopped:
+                if door.wait():
+                    try:
+                        client = accept(self.period)
+                    finally:
+                        self.reopen()
+                    if client is not None:
+                        return client
+        except BaseException as error:  # a broken listener, or whatever it is: it ends the loop, and is raised there
+            with self._registry.lock:
+                self._error = error
+                self.stop_locked()
+        finally:
+            del inside[me]
+            if self.stopped:
+                with self._registry.lock:
+                    self._registry.changed.notify_all()
+        return None
 
     def close(self) -> None:
-        """Close the descriptors of the waker."""
-        self._waker.close()
-        self._alarm.close()
+        """Send the idle threads away from the door, and close it."""
+        deadline = time.monotonic() + _LEAVE
+        with self._registry.lock:
+            self.stop_locked()
+            while self._inside.copy() and (remaining := deadline - time.monotonic()) > 0:
+                self._registry.changed.wait(remaining)
+        if self._door is not None and not self._inside:
+            self._door.close()
 
 
 class Background(threading.Thread):
@@ -88,15 +119,17 @@ class Background(threading.Thread):
 
     def __init__(self, serve_forever: Callable[[], None]) -> None:
         super().__init__(name="threaded_echo serving", daemon=True)
-        self._serve_forever = serve_forever
+        self._serve_forever: Callable[[], None] | None = serve_forever
         self._over = threading.Event()  # the start, one way or the other
         self._accepts = False
         self._error: BaseException | None = None
 
     def run(self) -> None:
         """Serve; an error after the start goes to `threading.excepthook`."""
+        serve_forever, self._serve_forever = self._serve_forever, None  # or this thread keeps the server for ever
+        assert serve_forever is not None
         try:
-            self._serve_forever()
+            serve_forever()
         except BaseException as error:  # whatever it is, `start` raises it
             if self._accepts:
                 raise
@@ -105,7 +138,7 @@ class Background(threading.Thread):
             self._over.set()
 
     def is_starting(self) -> bool:
-        """Whether it neither accepts nor has failed yet."""
+        """Return whether it neither accepts nor has failed yet."""
         return self.is_alive() and not self._over.is_set()
 
     def accepting(self) -> None:
@@ -118,25 +151,28 @@ class Background(threading.Thread):
         self._over.wait()
         if not self._accepts:
             self.join()
-            raise self._error or RuntimeError("this server was stopped while it was starting")
+            error, self._error = self._error, None
+            raise error or RuntimeError("this server was stopped while it was starting")
 
 
-class Serving:
-    """The turns of one server: at most one ``serve_forever``, any number of ``handle_request``."""
+class Loops:
+    """The loops of one server: at most one ``serve_forever``, any number of ``handle_request``."""
 
     def __init__(self, registry: HandlerRegistry) -> None:
         self._registry = registry
         # Guarded by the registry's lock:
-        self.turns: list[Turn] = []
+        self.running: list[Loop] = []
         self.background: Background | None = None  # what start() has made
         # As in socketserver, a shutdown that finds no loop ends the next one, which may be on its way in a new thread.
         self.ends_next = False
-        self.since: float | None = None  # time.monotonic() of the first turn
+        self.was_asked = False  # socketserver's own shutdown has found a loop to end
+        self.poll_interval: float | None = 0.5  # for a loop in socketserver's own serve_forever
+        self.since: float | None = None  # time.monotonic() of the first loop
 
     def start(self, serve_forever: Callable[[], None]) -> None:
         """Serve in a background thread. Raises what keeps it from that."""
         with self._registry.lock:
-            if self.in_loop_locked() or self.background is not None and self.background.is_starting():
+            if self.in_forever_locked() or self.background is not None and self.background.is_starting():
                 raise RuntimeError(_ALREADY)
             self.ends_next = False
             background = self.background = Background(serve_forever)
@@ -144,39 +180,55 @@ class Serving:
             background.start()
         background.wait_until_accepting()
 
-    def in_loop_locked(self) -> bool:
-        """Whether a thread is in ``serve_forever``."""
-        return any(turn.forever and not turn.stopped for turn in self.turns)
+    def in_forever_locked(self) -> bool:
+        """Return whether a thread is in ``serve_forever``."""
+        return any(loop.forever and not loop.stopped for loop in self.running)
 
-    def begin_locked(self, turn: Turn) -> None:
-        """Take a turn. Raises RuntimeError where another thread is in ``serve_forever``."""
-        if turn.forever and self.in_loop_locked():
+    def begin_locked(self, loop: Loop) -> None:
+        """List a loop. Raises RuntimeError if another thread is in ``serve_forever``."""
+        if loop.forever and self.in_forever_locked():
             raise RuntimeError(_ALREADY)
         if self.since is None:
             self.since = time.monotonic()
-        self.turns.append(turn)
+        self.running.append(loop)
 
     def accepting(self) -> None:
         """Tell `start` that the calling thread accepts."""
         if isinstance(background := threading.current_thread(), Background):
             background.accepting()
 
-    def end(self, turn: Turn) -> None:
-        """Leave a turn, and close it."""
+    def end(self, loop: Loop) -> None:
+        """Close a loop's door, and forget the loop."""
+        loop.close()
         with self._registry.lock:
-            if turn in self.turns:
-                self.turns.remove(turn)
+            if loop in self.running:
+                self.running.remove(loop)
                 self._registry.changed.notify_all()
-        turn.close()
 
-    def wake_locked(self) -> None:
-        """End every turn's waiting."""
-        for turn in self.turns:
-            turn.ring()
+    def seconds_up(self) -> float:
+        """Return the seconds since the server first served; 0.0 before that."""
+        return 0.0 if self.since is None else time.monotonic() - self.since
+
+    def describe(self) -> str:
+        """Say whether the server is serving."""
+        return "serving" if self.running else "not serving"
+
+    def ask_to_end(self, value: bool) -> None:
+        """End every loop, as socketserver's own ``shutdown`` asks by setting a flag; its loop takes that back."""
+        with self._registry.lock:
+            self.was_asked = value and any(loop.forever for loop in self.running)
+            if value:
+                self.stop_locked()
+
+    def stop_locked(self) -> None:
+        """End every loop's waiting."""
+        for loop in self.running:
+            loop.stop_locked()
 
 
-def check_listening(listener: socket.socket) -> None:
+def check_listening(server: Any) -> None:
     """Raise RuntimeError for a stream socket that does not listen: waiting for connections on it would spin."""
+    listener: Any = getattr(server, "socket", None)
     try:
         listens = listener.type != socket.SOCK_STREAM or listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except (AttributeError, OSError):  # a platform that cannot tell, or a listener that is no socket
@@ -185,55 +237,15 @@ def check_listening(listener: socket.socket) -> None:
         raise RuntimeError("this server does not listen: call server_bind() and server_activate() first")
 
 
-class Unblocked:
-    """A context in which accepting on ``listener`` does not block, unless the program gave it a time-out of its own.
+def unblock(server: Any) -> None:
+    """Make accepting not block, unless the program gave the listener a time-out of its own.
 
-    A datagram socket is left alone: its handlers send through it.
-
-    A connection may be gone again, or with another process, by the time that it is accepted: see the manual page of
-    select(2), "BUGS".
+    A connection may be gone again, or with another thread or process, by the time that it is accepted: see the manual
+    page of select(2), "BUGS". The mode belongs to the listener, not to its descriptor, so that other processes may
+    share it: it stays as it is when the loop ends. Python's own idea of the socket's time-out is left alone. So is a
+    datagram socket, through which handlers send.
     """
-
-    def __init__(self, listener: socket.socket) -> None:
-        blocks = listener.gettimeout() is None and listener.type == socket.SOCK_STREAM
-        self._listener: socket.socket | None = listener if blocks else None
-
-    def __enter__(self) -> None:
-        if self._listener is not None:
-            self._listener.setblocking(False)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
-        if self._listener is not None:
-            with suppress(OSError):  # closed in the meantime
-                self._listener.setblocking(True)
-
-
-class AcceptErrors:
-    """What to do when accepting fails, and how often it has."""
-
-    def __init__(self, registry: HandlerRegistry) -> None:
-        self._registry = registry
-        self.count = 0  # guarded by the registry's lock
-        self._told = -_QUIET
-
-    def meet(self, error: OSError, server: socketserver.TCPServer, stopping: threading.Event) -> None:
-        """Return to go on after an error of ``get_request``; raise it where going on makes no sense."""
-        if server.fileno() < 0 or isinstance(error, (BlockingIOError, TimeoutError, InterruptedError)):
-            return  # our own close; somebody else was faster; the program's own time-out
-        with self._registry.lock:
-            self.count += 1
-        if error.errno in _EXHAUSTED:
-            now = time.monotonic()
-            if now - self._told >= _QUIET:
-                self._told = now
-                logger.error("cannot accept clients, trying again every %g s: %s", BACK_OFF, error)
-            stopping.wait(BACK_OFF)
-        elif isinstance(error, ConnectionError) or error.errno in _GONE or tls.is_tls_error(error):
-            logger.debug("a connection was gone before it was accepted: %s", error)
-        elif error.errno is None or error.errno < 0:
-            # Not the system's: a program's get_request turns a connection away, as socketserver lets it.
-            logger.debug("a connection was turned away by get_request: %s", error)
-        else:
-            logger.error("accepting clients has failed, the serving loop ends: %s", error)
-            raise error
+    listener = getattr(server, "socket", None)
+    if isinstance(listener, socket.socket) and listener.type == socket.SOCK_STREAM and listener.gettimeout() is None:
+        if hasattr(os, "set_blocking") and os.name == "posix":  # not for Windows' sockets
+            os.set_blocking(listener.fileno(), False)

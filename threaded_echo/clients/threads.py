@@ -1,34 +1,36 @@
-"""The handler threads: started, reused, joined.
-
-A handler thread that is done waits for the next client, since starting a thread costs more than serving a short
-connection, and costs it in the serving loop (`threading.Thread.start` waits for the new thread to run).
+"""The handler threads: started, kept while they are idle, joined.
 
 Guarantees:
 
-- A thread is either busy with one client, or idle, or has ended; ``running`` holds the first two kinds, ``_idle`` the
-  second, ``_ended`` those whose last instructions may still be running.
+- A thread is busy with one client, or idle, or has ended. ``running`` holds the first two kinds; ``_ended`` holds those
+  that may still be in their last instructions, for a stop to join.
 - Whatever a handler raises reaches `threading.excepthook` and costs that thread, never another client.
-- An idle thread needs no time-out: `close` ends it, and at most `MAX_IDLE` are kept.
+- An idle thread waits at the door of the serving loop, and ends with that loop; at most `MAX_IDLE` are kept.
 """
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextvars import Context
-from typing import Any
 
-from .registry import Client, HandlerRegistry
+from .client import Client
+from .registry import HandlerRegistry
 
 MAX_IDLE = 128
-"""Idle threads that are kept, at some 20 KB each; more would be worth it only to bursts of more short clients."""
+"""Idle threads that are kept, at some 20 KB each; more would pay only for bursts of more short clients."""
+
+_REAPED = 64  # ended threads of which nobody has been told yet; then those that have returned are forgotten
+_START = 1.0  # seconds for a thread whose start was interrupted to show that it runs
 
 _numbers = itertools.count(1)
-_calling = threading.local()  # client: the one that this thread serves
+_calling = threading.local()  # client: the one that the calling thread serves
 
 
 def current_client() -> Client | None:
-    """Return the `Client` of the calling handler thread; ``None`` in any other thread."""
+    """Return the `Client` that the calling thread serves; ``None`` in a thread that serves none."""
     return getattr(_calling, "client", None)
 
 
@@ -38,149 +40,105 @@ def set_current_client(client: Client | None) -> None:
 
 
 class HandlerThread(threading.Thread):
-    """A thread that serves one client after another."""
+    """A thread that serves one client, and then those that ``next_client`` returns, until that is ``None``."""
 
-    def __init__(self, threads: HandlerThreads, client: Client, job: Callable[..., Any], daemon: bool,
-                 reuse: bool) -> None:
+    def __init__(self, threads: HandlerThreads, client: Client, serve: Callable[[Client], None],
+                 next_client: Callable[[], Client | None] | None, daemon: bool) -> None:
         super().__init__(daemon=daemon, name=f"client-handler-{next(_numbers)}")
         self.client: Client | None = client
-        self.reuse = reuse
         self._threads = threads
-        self._job: tuple[Callable[..., Any], Client] | None = (job, client)
-        self._handed = threading.Lock()  # released by who hands over a job, or the end
-        self._handed.acquire()
-
-    def hand_over(self, client: Client, job: Callable[..., Any]) -> None:
-        """Give an idle thread its next client."""
-        self._job = (job, client)
-        self._handed.release()
-
-    def end(self) -> None:
-        """Make an idle thread end."""
-        self._handed.release()
+        self._serve = serve
+        self._next_client = next_client
 
     def run(self) -> None:
-        """Serve clients until there is no other, or a handler raises what only `threading.excepthook` may see."""
+        """Serve clients, each in a fresh `contextvars.Context`."""
+        serve, next_client = self._serve, self._next_client
+        client = self.client
         try:
-            while self._job is not None:
-                job, client = self._job
-                self._job = None
-                Context().run(job, client)
-                del job, client  # an idle thread keeps nothing alive
-                if not self._threads.rest(self):
+            while client is not None:
+                Context().run(serve, client)
+                self.client = client = None  # an idle thread keeps nothing alive
+                if next_client is None:
                     break
-                self._handed.acquire()
+                self.client = client = next_client()
         finally:
-            self._threads.ended(self)
+            self._threads.end(self)
 
 
 class HandlerThreads:
-    """The handler threads of one server. Its lock is the registry's."""
+    """The handler threads of one server."""
 
     def __init__(self, registry: HandlerRegistry) -> None:
         self._registry = registry
-        self.running: set[HandlerThread] = set()  # busy and idle
-        self._idle: list[HandlerThread] = []  # the last one in is the first out: its stack is still in the cache
-        self._ended: list[threading.Thread] = []
-        self._adopted: list[threading.Thread] = []
-        self._keeps_idle = True
+        self.running: dict[HandlerThread, None] = {}
+        self._ended: deque[threading.Thread] = deque()
+        self._adopted: list[threading.Thread] = []  # the program's own; guarded by the registry's lock
 
-    def serve(self, client: Client, job: Callable[..., Any], *, daemon: bool, reuse: bool) -> None:
-        """Call ``job(client)`` in a handler thread, in a fresh `contextvars.Context`.
+    def serve(self, client: Client, serve: Callable[[Client], None], *, daemon: bool,
+              next_client: Callable[[], Client | None] | None = None) -> None:
+        """Call ``serve(client)`` in a new handler thread.
 
-        Raises what `threading.Thread.start` does where a new thread is needed and cannot start.
+        Raises what `threading.Thread.start` does if the thread cannot start. If something else interrupts the start,
+        as Ctrl-C may, it is raised too; the client is then the new thread's if that runs (its ``thread`` is set).
         """
-        thread = None
-        if reuse:
-            with self._registry.lock:
-                if self._idle:
-                    thread = self._idle.pop()
-                    thread.client = client
-        if thread is not None:
-            thread.hand_over(client, job)
-            return
-        thread = HandlerThread(self, client, job, daemon, reuse)
-        with self._registry.lock:
-            self.running.add(thread)
+        thread = HandlerThread(self, client, serve, next_client, daemon)
+        self.running[thread] = None
         try:
             thread.start()
-        except BaseException:  # no thread to be had, no memory, an interrupt: a stop must not wait for this one
-            with self._registry.lock:
-                self.running.discard(thread)
+        except BaseException as error:
+            if isinstance(error, Exception) or not _runs(thread):
+                self.running.pop(thread, None)  # a stop must not wait for this one
+            else:
+                client.thread = thread
             raise
 
-    def rest(self, thread: HandlerThread) -> bool:
-        """Make ``thread`` idle, and return True, where it is to wait for another client."""
-        with self._registry.lock:
-            thread.client = None
-            if not (thread.reuse and self._keeps_idle and len(self._idle) < MAX_IDLE):
-                return False
-            self._idle.append(thread)
-        return True
-
-    def ended(self, thread: HandlerThread) -> None:
+    def end(self, thread: HandlerThread) -> None:
         """Take note that ``thread`` has nothing left to do but to return."""
-        with self._registry.lock:
-            self.running.discard(thread)
-            if self._keeps_idle:  # a stop joins them all, and must find them
-                self.reap_locked()
-            self._ended.append(thread)
-            if len(self.running) <= self._registry.awaited:
+        self._ended.append(thread)
+        self.running.pop(thread, None)
+        if len(self.running) <= self._registry.awaited:
+            with self._registry.lock:
                 self._registry.changed.notify_all()
+        elif len(self._ended) > _REAPED:
+            self._reap()
 
-    def open_locked(self) -> None:
-        """Keep idle threads from now on."""
-        self._keeps_idle = True
-
-    def close_locked(self) -> None:
-        """As `close`."""
-        self._keeps_idle = False
-        idle, self._idle = self._idle, []
-        for thread in idle:
-            thread.end()
-
-    def close(self) -> None:
-        """End the idle threads, and each busy one once its client has gone."""
-        with self._registry.lock:
-            self.close_locked()
-
-    def busy(self) -> dict[threading.Thread, Client]:
-        """Copy which thread serves which client."""
-        with self._registry.lock:
-            return {thread: thread.client for thread in self.running if thread.client is not None}
+    def _reap(self) -> None:
+        """Forget the threads that have returned; if somebody else holds the lock, the next thread that ends does it."""
+        if self._registry.lock.acquire(blocking=False):
+            try:
+                for _ in range(len(self._ended)):
+                    thread = self._ended.popleft()
+                    if thread.is_alive():
+                        self._ended.append(thread)
+            finally:
+                self._registry.lock.release()
 
     def count(self) -> tuple[int, int]:
         """Count the busy and the idle threads."""
-        with self._registry.lock:
-            return len(self.running) - len(self._idle), len(self._idle)
-
-    def reap_locked(self) -> None:
-        """Forget the threads that have returned."""
-        self._ended = [thread for thread in self._ended if thread.is_alive()]
+        threads = list(self.running.copy())
+        busy = sum(thread.client is not None for thread in threads)
+        return busy, len(threads) - busy
 
     def to_join(self) -> tuple[list[threading.Thread], list[threading.Thread]]:
-        """Copy which threads a stop has to join: those that have ended, and those that a program added."""
+        """Return the threads that a stop has to join: those that have ended, and those that a program has added."""
         with self._registry.lock:
-            return list(self._ended), list(self._adopted)
+            return list(self._ended.copy()), list(self._adopted)
 
-    # What existing programs and tests do with ``server._threads``, which socketserver makes a list of threads.
-
-    def __len__(self) -> int:
-        return len(self.running)
-
-    def __iter__(self) -> Iterator[threading.Thread]:
+    def everyone(self) -> list[threading.Thread]:
+        """Copy the threads: handler threads, and those that a program has added."""
         with self._registry.lock:
-            return iter([*self.running, *self._adopted])
-
-    def append(self, thread: threading.Thread) -> None:
-        """Adopt a thread that a program's own ``process_request`` has made, so that a stop joins it too."""
-        self.adopt([thread])
+            return [*self.running.copy(), *self._adopted]
 
     def adopt(self, threads: Iterable[threading.Thread]) -> None:
         """Adopt threads that a program has made, so that a stop joins them too."""
         with self._registry.lock:
-            self._adopted = [other for other in self._adopted if other.is_alive()]
+            self._adopted = [other for other in self._adopted if other.is_alive() or other.ident is None]
             self._adopted.extend(threads)
 
-    def join(self) -> None:
-        """Do nothing: a stop joins them, with a bound (socketserver's `server_close` calls this)."""
+
+def _runs(thread: threading.Thread) -> bool:
+    """Return whether a thread runs after all, although its start was interrupted."""
+    deadline = time.monotonic() + _START
+    while thread.ident is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return thread.ident is not None

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..handlers import EchoHandler
 from ..options import CHECKS, check_seconds
-from ..clients.registry import Client
+from ..clients.client import Client
 from ..mixin import ThreadedMixIn
 from ..server import ThreadedTCPServer, ThreadedUnixStreamServer
 

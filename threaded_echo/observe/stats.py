@@ -1,13 +1,7 @@
 """A server's counts, at one moment."""
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-
-from ..offloading.calls import Offloads
-from ..clients.registry import HandlerRegistry
-from ..accepting.loop import AcceptErrors, Serving
-from ..clients.threads import HandlerThreads
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +40,3 @@ class ServerStats:
     """Offloaded calls that have raised, were refused, or were given up."""
     seconds_up: float
     """Seconds since it first served; 0.0 before."""
-
-
-def take_stats(registry: HandlerRegistry, threads: HandlerThreads, serving: Serving,
-               accept_errors: AcceptErrors, offloads: Offloads) -> ServerStats:
-    """Take a snapshot, which is consistent but for the bytes of live clients: those are read one by one."""
-    with registry.lock:
-        clients = list(registry.live.values())
-        accepted, refused, peak = registry.accepted, registry.refused, registry.peak
-        finished, failed, errors = registry.finished, registry.failed, accept_errors.count
-        known, received, sent = registry.bytes_known, registry.bytes_received, registry.bytes_sent
-        busy, idle = threads.count()
-        calls = offloads.count()
-        since = serving.since
-    for client in clients:
-        traffic = client.traffic()
-        if traffic is not None:
-            known = True
-            received += traffic.received
-            sent += traffic.sent
-    return ServerStats(accepted, refused, len(clients), peak, finished, failed, errors,
-                       received if known or not accepted else None, sent if known or not accepted else None,
-                       busy, idle, *calls, 0.0 if since is None else time.monotonic() - since)

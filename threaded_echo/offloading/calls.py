@@ -23,18 +23,10 @@ from functools import partial
 from typing import Any
 
 from ..options import CHECKS
-from ..clients.registry import Client, HandlerRegistry
-from ..accepting.loop import Turn
-from ..clients.threads import current_client
-from .processes import WorkerDied, Workers, pickle_call
-
-
-class ServerStopping(RuntimeError):
-    """The server is stopping, and has given up the call; or it has stopped."""
-
-
-class OffloadRefused(RuntimeError):
-    """As many calls are running and waiting already as ``max_offloads`` says."""
+from ..clients.client import Client
+from ..clients.period import Period
+from ..errors import OffloadRefused, ServerStopping, WorkerDied
+from .processes import Workers, pickle_call
 
 
 class _Bell:
@@ -52,7 +44,7 @@ class _Bell:
 
     def wait(self, client: Client | None) -> bool:
         """Wait until it is rung, or ``client`` has gone: False."""
-        connection = -1 if client is None else client.fileno()
+        connection = -1 if client is None else client._connection.fileno()
         if not hasattr(select, "poll"):  # Windows: select cannot tell that a client has gone
             return bool(self._waker.recv(64))
         poll = select.poll()
@@ -75,12 +67,12 @@ class _Bell:
 class _Call:
     """One offloaded call. Its fields are guarded by the server's lock."""
 
-    def __init__(self, client: Client | None, limit: int | None, places: int | None, generation: int,
+    def __init__(self, client: Client | None, limit: int | None, places: int | None, period: Period,
                  nested: bool) -> None:
         self.client = client
         self.limit = limit  # refused where so many run or wait
         self.places = places  # begins where fewer run
-        self.generation = generation
+        self.period = period
         self.nested = nested  # in a call that has its place, and would wait for itself
         self.begun = False  # has a place
         self.bell: _Bell | None = None  # rung when it may begin, and when it is given up
@@ -89,10 +81,9 @@ class _Call:
 class Offloads:
     """The calls of one server, and its workers."""
 
-    def __init__(self, registry: HandlerRegistry) -> None:
-        self._registry = registry
-        self._lock = registry.lock  # guards what follows
-        self._workers = Workers(registry.lock)
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock  # guards what follows
+        self._workers = Workers(lock)
         self.running = self.done = self.failed = 0
         self._queue: deque[_Call] = deque()  # those that wait for their turn
         self._submitted: set[_Bell] = set()  # of those that wait for an executor of the program's
@@ -101,14 +92,15 @@ class Offloads:
 
     # For the server.
 
-    def open(self, executor: object, turn: Turn) -> None:
+    def open(self, executor: object, period: Period) -> None:
         """Start the worker processes, ahead of the first client. Raises WorkerDied or OSError where one cannot."""
         CHECKS["executor"]("executor", executor)
+        self._workers.given_up = False
         if isinstance(executor, int):
             try:
-                self._workers.start(executor, lambda: turn.stopped)
+                self._workers.start(executor, period.is_stopping)
             except WorkerDied:
-                if not turn.stopped:
+                if not period.is_stopping():
                     raise
 
     def interrupt_open(self) -> None:
@@ -141,15 +133,12 @@ class Offloads:
 
     # For whoever calls.
 
-    def call(self, executor: Any, limit: int | None, refuse: bool, function: Callable[..., Any], args: tuple[Any, ...],
-             kwargs: dict[str, Any]) -> Any:
+    def call(self, period: Period, client: Client | None, executor: Any, limit: int | None, refuse: bool,
+             function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], lifted: Any) -> Any:
         """Call ``function`` in an executor, and return its result or raise its exception."""
-        client = current_client()
-        if client is not None and client.registry is not self._registry:
-            client = None  # of another server, in whose handler this one is called
         CHECKS["executor"]("executor", executor)
         places = min(filter(None, (limit, executor if isinstance(executor, int) else None)), default=None)
-        call = _Call(client, limit if refuse else None, places, self._generation,
+        call = _Call(client, limit if refuse else None, places, period,
                      getattr(self._nesting, "inside", False))
         succeeded = False
         try:
@@ -173,15 +162,16 @@ class Offloads:
         if client is None:
             yield
             return
-        before, client.computing = client.computing, True
+        before = client.state
+        client._move("computing")
         try:
             yield
         finally:
-            client.computing = before
+            client._move(before)
 
     def _is_given_up(self, call: _Call) -> bool:
         """Whether a stop has given up a call; read without the lock where it is looked at once more afterwards."""
-        return self._workers.given_up or self._generation != call.generation
+        return call.period.forced
 
     # A turn: who waits is rung when it may be the next, and then takes the place itself.
 

@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ..errors import WorkerDied
 from .child import BEGUN, work
 
 _START = 60.0  # seconds to import a script's modules; a worker that is silent for longer has failed to start
@@ -51,13 +52,6 @@ _HAS_PIDFD = has_pidfd()
 _books = threading.RLock()
 _all: weakref.WeakSet[Workers] = weakref.WeakSet()
 _exiting = False
-
-
-class WorkerDied(RuntimeError):
-    """A worker, the server's or an executor's, has ended in the middle of a call: killed, out of memory, or crashed.
-
-    Or as it started.
-    """
 
 
 class _WorkerTraceback(Exception):

@@ -16,6 +16,7 @@ _LAYOUT = struct.Struct("=B 43x I 4x I 72x Q 8x I 52x QQ")
 # States in which the peer's end of stream has arrived, which the kernel counts as one more byte received
 # (include/net/tcp_states.h): TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
 _PEER_HAS_FINISHED = frozenset((6, 8, 9, 11))
+_CLOSE_WAIT = 8
 
 
 class Traffic(NamedTuple):
@@ -46,3 +47,13 @@ def read_traffic(connection: object) -> Traffic | None:
     if state in _PEER_HAS_FINISHED and received:
         received -= 1
     return Traffic(received, sent - resent + unsent, min(sent_ago, received_ago) / 1000)
+
+
+def has_ended_its_stream(connection: object) -> bool:
+    """Return whether the peer has ended its stream, and this side has not; False if the platform cannot tell."""
+    if sys.platform != "linux" or not isinstance(connection, socket.socket):
+        return False
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
+    except OSError:  # not TCP, or closed in the meantime
+        return False

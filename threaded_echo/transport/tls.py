@@ -34,14 +34,21 @@ def accept(listener: ssl.SSLSocket) -> tuple[ssl.SSLSocket, Any]:
         raise ConnectionAbortedError(f"not wrapped in TLS: {error}") from error
 
 
+def awaits_handshake(connection: Any) -> bool:
+    """Return whether ``connection`` is TLS, and its handshake is still to be done."""
+    if type(connection) is socket.socket:
+        return False
+    tls = as_tls(connection)
+    return tls is not None and tls.version() is None
+
+
 def shake_hands(connection: Any) -> None:
     """Do the handshake that `accept` left out; nothing where ``connection`` is not TLS, or has had it.
 
     Raises OSError (`ssl.SSLError` mostly) where it fails. Blocks until the client answers or goes.
     """
-    tls = as_tls(connection)
-    if tls is not None and tls.version() is None:
-        tls.do_handshake()
+    if awaits_handshake(connection):
+        connection.do_handshake()
 
 
 def is_tls_error(error: BaseException) -> bool:

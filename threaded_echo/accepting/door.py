@@ -1,0 +1,147 @@
+"""The door: which of the waiting threads accepts the next connection.
+
+Guarantees:
+
+- Between `wait`, if it returns True, and `reopen`, one thread is at the door and no other gets through. So whatever
+  happens there happens one client at a time.
+- A thread that waits wakes for a connection, for `shut`, or at the end of its time-out, and for nothing else.
+- `shut` is never missed: the waker stays readable, and ends every wait that has begun or begins later.
+"""
+from __future__ import annotations
+
+import select
+import threading
+import time
+from contextlib import suppress
+from typing import Protocol
+
+from ..transport.waker import Waker
+
+
+_ONE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
+
+
+class Door(Protocol):
+    """What the threads that accept have in common."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until this thread is the one to accept. False after `shut`, or after ``timeout`` seconds."""
+
+    def reopen(self, listener: int) -> None:
+        """Let the next thread through. Called once by each thread that got through, after it has accepted.
+
+        ``listener`` is the listening socket's descriptor by now; -1 if that is closed.
+        """
+
+    def shut(self) -> None:
+        """End every wait, for good. *Thread safety*: any thread, any number of times, also a signal handler."""
+
+    def close(self) -> None:
+        """Close the descriptors, when no thread waits any more."""
+
+
+class EpollDoor:
+    """Idle threads wait in one epoll object, and the kernel lets one of them through for each connection.
+
+    The listener is registered with ``EPOLLONESHOT`` (epoll_ctl(2)): after one thread has been told of it, nobody is
+    until `reopen`, which lets the next thread through at once if a connection is pending already. Nothing is handed
+    over between threads. In practice the thread that came last is let through first, while its stack is warm.
+    """
+
+    def __init__(self, listener: int) -> None:
+        self._listener = listener
+        self._is_shut = False
+        self._waker = Waker()
+        self._epoll = select.epoll()
+        self._epoll.register(self._waker.fileno(), select.EPOLLIN)
+        self._epoll.register(listener, _ONE)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """As `Door.wait`."""
+        # Room for one event: a thread takes the listener or the waker, never the one and forgets the other.
+        for descriptor, _ in self._epoll.poll(timeout, 1):
+            return descriptor == self._listener and not self._is_shut
+        return False
+
+    def reopen(self, listener: int) -> None:
+        """As `Door.reopen`."""
+        if listener == self._listener:
+            try:
+                self._epoll.modify(listener, _ONE)
+            except OSError:  # another thread has just closed it: nobody gets in, until a stop
+                pass
+        elif listener >= 0:  # the program has exchanged it
+            with suppress(OSError):  # the old one is closed, which has taken it out
+                self._epoll.unregister(self._listener)
+            self._listener = listener
+            self._epoll.register(listener, _ONE)
+
+    def shut(self) -> None:
+        """As `Door.shut`."""
+        self._is_shut = True
+        self._waker.set()
+
+    def close(self) -> None:
+        """As `Door.close`."""
+        self._epoll.close()
+        self._waker.close()
+
+
+class PollDoor:
+    """One thread polls the listener, with a lock held; the others wait for the lock. For platforms without epoll."""
+
+    def __init__(self, listener: int) -> None:
+        self._listener = listener
+        self._is_shut = False
+        self._waker = Waker()
+        self._lock = threading.Lock()  # held from wait to reopen; guards the turn to accept, no fields
+        self._poll = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(self._waker.fileno(), select.POLLIN)
+            self._poll.register(listener, select.POLLIN)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """As `Door.wait`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        gets_through = False
+        try:
+            remaining = None if deadline is None else max(0, deadline - time.monotonic())
+            gets_through = self._is_ready(remaining) and not self._is_shut
+        finally:
+            if not gets_through:
+                self._lock.release()
+        return gets_through
+
+    def _is_ready(self, timeout: float | None) -> bool:
+        """Return whether the listener has a connection."""
+        if self._poll is not None:
+            ready = self._poll.poll(None if timeout is None else timeout * 1000)
+            return any(descriptor == self._listener for descriptor, _ in ready)
+        return bool(select.select([self._listener], [], [], 0)[0]  # Windows
+                    or self._listener in select.select([self._listener, self._waker.fileno()], [], [], timeout)[0])
+
+    def reopen(self, listener: int) -> None:
+        """As `Door.reopen`."""
+        if listener != self._listener and listener >= 0:  # the program has exchanged it
+            if self._poll is not None:
+                self._poll.unregister(self._listener)
+                self._poll.register(listener, select.POLLIN)
+            self._listener = listener
+        self._lock.release()
+
+    def shut(self) -> None:
+        """As `Door.shut`."""
+        self._is_shut = True
+        self._waker.set()
+
+    def close(self) -> None:
+        """As `Door.close`."""
+        self._waker.close()
+
+
+def make_door(listener: int) -> Door:
+    """Make the best door that the platform has, for a listening socket's descriptor."""
+    return EpollDoor(listener) if hasattr(select, "epoll") else PollDoor(listener)

@@ -1,0 +1,87 @@
+"""Serving in the calling thread: what ``serve_forever`` and ``handle_request`` do."""
+from __future__ import annotations
+
+import socketserver
+import time
+from typing import Any
+
+from ..options import check_server
+from ..state import ServerState
+from .loop import Loop, check_listening, unblock
+
+
+def serve_forever(server: Any, poll_interval: float | None) -> None:
+    """Accept clients until a stop."""
+    check_server(server)
+    state = ServerState.of(server)
+    polls = getattr(server.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
+    timeout = poll_interval if polls else None
+    shares = server._lets_idle_threads_accept()
+    loop = Loop(True, state.registry)
+    try:
+        if not state.stopping.begin_serving(loop, server.fileno):
+            return
+        check_listening(server)
+        state.offloads.open(server.executor, loop.period)
+        if loop.stopped:
+            return
+        unblock(server)
+        loop.open(server.fileno)
+        with state.one_cpu.kept(server.one_cpu):
+            state.loops.accepting()
+            while not loop.stopped:
+                if loop.wait(timeout):
+                    if shares:
+                        client = _accept(server, loop)
+                        if client is not None:
+                            server._admit(client, loop)
+                    else:
+                        try:
+                            server._handle_request_noblock()
+                        finally:
+                            loop.reopen()
+                if polls and not loop.stopped:
+                    server.service_actions()
+    finally:
+        state.loops.end(loop)
+
+
+def _accept(server: Any, loop: Loop) -> Any:
+    try:
+        return server._accept(loop.period)
+    finally:
+        loop.reopen()
+
+
+def handle_request(server: Any) -> None:
+    """Accept one client; return after a stop, too, and call ``handle_timeout`` if the time-out of either is up."""
+    state = ServerState.of(server)
+    listener = getattr(server, "socket", None)
+    timeouts = [timeout for timeout in (listener and listener.gettimeout(), server.timeout) if timeout is not None]
+    deadline = time.monotonic() + min(timeouts) if timeouts else None
+    loop = Loop(False, state.registry)
+    try:
+        if not state.stopping.begin_serving(loop, server.fileno):
+            return
+        state.offloads.open(server.executor, loop.period)
+        if loop.stopped:
+            return
+        unblock(server)
+        try:
+            loop.open(server.fileno)
+        except OSError as error:  # out of descriptors
+            server._meet_accept_error(error, loop.period)
+            return
+        with state.one_cpu.kept(server.one_cpu):
+            state.loops.accepting()
+            while not loop.stopped:
+                remaining = None if deadline is None else max(0, deadline - time.monotonic())
+                if loop.wait(remaining):
+                    server._handle_request_noblock()
+                    loop.reopen()
+                    return
+                if remaining == 0 and not loop.stopped:
+                    server.handle_timeout()
+                    return
+    finally:
+        state.loops.end(loop)

@@ -1,0 +1,198 @@
+"""One client: what programs may know and do, and every step of its life.
+
+A client's life has phases, which it goes through in this order: ``accepted``, ``handshaking`` (TLS), ``serving`` and
+``computing`` in turns, ``disconnecting``, ``gone``. Its *outcome* is ``finished``, ``failed`` or ``refused``. If the
+server has ended it, its *reason* says why. All transitions are methods of this class; the thread that serves the client
+makes most of them, and from ``disconnecting`` on no thread can turn it back.
+"""
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from ..transport.tcp_info import has_ended_its_stream
+from .connection import Connection
+from .period import Period
+
+_LAST = ("disconnecting", "gone")
+
+
+class Client:
+    """One connection, from accept to close. The server makes it.
+
+    *Thread safety*: every attribute and method may be used from any thread, also after the client has gone.
+
+    ``number``: 1, 2, 3 and so on; one server never uses a number twice. ``address``: what the server's ``get_request``
+    has returned for it. ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after
+    the client has gone. ``reason``: why the server has disconnected or refused it: ``"stop"``, ``"disconnect"``
+    (`disconnect` was called), ``"verify"`` (``verify_request`` has refused it), ``"handshake"`` (TLS), ``"thread"`` (no
+    thread could be started for it); ``None`` if the server has not ended it.
+    """
+
+    __slots__ = ("number", "address", "thread", "reason", "_connection", "_period", "_registry", "_lock", "_phase",
+                 "_outcome", "_announced", "_ended_its_stream", "_counted", "_logs", "_accepted", "_accepted_at",
+                 "_ended")
+
+    def __init__(self, number: int, request: Any, address: Any, period: Period, registry: object) -> None:
+        self.number = number
+        self.address = address
+        self.thread: threading.Thread | None = None
+        self.reason: str | None = None
+        # Guards reason, _phase, and the fields of the connection. Re-entrant, as a stop in a signal handler may
+        # interrupt the thread that holds it.
+        self._lock = threading.RLock()
+        self._connection = Connection(request, address, self._lock)
+        self._period = period
+        self._registry = registry
+        self._phase = "accepted"
+        self._outcome: str | None = None
+        self._announced = False  # client_connected has been called
+        self._ended_its_stream = False  # by itself, before the server has ended it
+        self._counted = False  # guarded by the server's lock: its outcome is in the registry's totals
+        self._logs: Any = None  # the bound on what is logged about it, once anything is
+        self._accepted = time.monotonic()
+        self._accepted_at = time.time()
+        self._ended: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Client {self.number} {self.state} {self.address!r}>"
+
+    @property
+    def connected_at(self) -> datetime:
+        """When the client was accepted, in UTC."""
+        return datetime.fromtimestamp(self._accepted_at, timezone.utc)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the client was accepted; after it has gone, the seconds that it stayed."""
+        return (self._ended or time.monotonic()) - self._accepted
+
+    @property
+    def state(self) -> str:
+        """``"accepted"``, ``"handshaking"``, ``"serving"``, ``"computing"``, ``"disconnecting"`` or ``"gone"``.
+
+        ``"computing"`` while its handler waits for a call that it has offloaded.
+        """
+        return self._phase
+
+    @property
+    def bytes_received(self) -> int | None:
+        """Bytes received from the client, as the kernel counts them; ``None`` if the platform cannot tell."""
+        traffic = self._connection.traffic()
+        return traffic and traffic.received
+
+    @property
+    def bytes_sent(self) -> int | None:
+        """Bytes sent to the client, as the kernel counts them; ``None`` if the platform cannot tell."""
+        traffic = self._connection.traffic()
+        return traffic and traffic.sent
+
+    @property
+    def idle(self) -> float | None:
+        """Seconds since a byte passed either way; ``None`` if the platform cannot tell."""
+        traffic = self._connection.traffic()
+        return traffic and traffic.idle
+
+    def send(self, data: Any) -> None:
+        """Send all of ``data`` (bytes-like), and return when the kernel has taken it.
+
+        Raises OSError, mostly a ConnectionError, if the client has gone or goes meanwhile, if its TLS handshake is not
+        done yet, and after an earlier send has failed, since that may have sent a part of its message. Blocks while the
+        client reads nothing. *Thread safety*: any thread; whole sends by several threads never interleave.
+        """
+        try:
+            self._connection.send(data)
+        except ConnectionError as error:
+            if error.errno is None:  # the connection's own words, which do not know the number
+                raise type(error)(f"client {self.number}: {error}") from None
+            raise
+
+    def disconnect(self) -> None:
+        """End the connection in both directions, at once.
+
+        Its handler meets end of file, or an error if it sends, and ends by itself; the client sees end of file. Does
+        not wait for that. *Thread safety*: any thread, any number of times.
+        """
+        self._cut("disconnect")
+
+    # The transitions. They are the server's.
+
+    def _begin(self, thread: threading.Thread, phase: str) -> None:
+        """Be served by ``thread``; ``phase`` is what it begins with, ``"handshaking"`` or ``"serving"``."""
+        with self._lock:
+            if self._phase != "gone":
+                self.thread = thread
+                if self._phase not in _LAST:
+                    self._phase = phase
+
+    def _move(self, phase: str) -> None:
+        """Go on to ``"serving"`` or ``"computing"``, unless the end has begun."""
+        with self._lock:
+            if self._phase not in _LAST:
+                self._phase = phase
+        self._connection.allow_sending()
+
+    def _wake(self) -> None:
+        """End the receiving direction: a handler that is blocked in ``recv`` gets end of file, and can still send."""
+        with self._lock:
+            if self._phase == "gone":
+                return
+            self._end_for("stop")
+        self._connection.shut(socket.SHUT_RD)
+
+    def _cut(self, reason: str) -> None:
+        """End both directions, for ``reason``."""
+        with self._lock:
+            if self._phase == "gone":
+                return
+            self._end_for(reason)
+            self._phase = "disconnecting"
+        self._connection.cut()
+
+    def _end_for(self, reason: str) -> None:
+        """Note the reason ahead of the end of stream, so that the handler knows whose end of stream it sees."""
+        if self.reason is None:
+            self._ended_its_stream = has_ended_its_stream(self._connection.request)
+            self.reason = reason
+
+    def _refuse(self, reason: str) -> None:
+        """Be turned away before a handler."""
+        with self._lock:
+            self.reason = self.reason or reason
+            self._outcome = "refused"
+
+    def _fail(self, reason: str | None = None) -> None:
+        """Take note that its handler has failed, or could not start."""
+        with self._lock:
+            self.reason = self.reason or reason
+            if self._outcome is None:
+                self._outcome = "failed"
+
+    def _end(self) -> bool:
+        """Be gone: the connection is about to be closed. False if it was gone already."""
+        self._connection.end_sends()
+        with self._lock:
+            if self._phase == "gone":
+                return False
+            self._connection.release_locked()
+            self._phase = "gone"
+            self.thread = None
+            self._outcome = self._outcome or "finished"
+            self._ended = time.monotonic()
+        return True
+
+    # What the server asks.
+
+    def _has_failed(self) -> bool:
+        return self._outcome == "failed"
+
+    def _is_cut(self) -> bool:
+        """Return whether the server has ended both directions."""
+        return self._phase in _LAST
+
+    def _has_ended_its_stream(self) -> bool:
+        """Return whether an end of stream that its handler has seen is the client's own, not the server's."""
+        return self.reason is None or self._ended_its_stream
