@@ -8,7 +8,9 @@ import platform
 import subprocess
 import sys
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from . import computing, computing_server, loads, standing
@@ -30,17 +32,43 @@ def version_of(python: str) -> str:
     return text.split()[1] + (" free-threaded" if "free-threading" in text else "")
 
 
-def describe(where: Where) -> str:
+def processors(text: str) -> frozenset[int] | None:
+    """Read which processors the servers are kept to: ``0``, or ``0,1``; ``all`` is ``None``."""
+    return None if text == "all" else frozenset(map(int, text.split(",")))
+
+
+def kept_to(cpus: frozenset[int] | None) -> str:
+    """Say which processors the servers are kept to."""
+    return f"servers on processor {', '.join(map(str, sorted(cpus)))}" if cpus else "servers on all processors"
+
+
+def places(pythons: list[str], cpus: list[frozenset[int] | None], free_threaded: str | None) -> list[Where]:
+    """Combine every interpreter with every choice of processors."""
+    made = []
+    for python, choice in product(pythons, cpus):
+        names = [version_of(python)] * (len(pythons) > 1) + [kept_to(choice)] * (len(cpus) > 1)
+        made.append(Where(python, choice, free_threaded, ", ".join(names)))
+    return made
+
+
+def describe(wheres: list[Where]) -> str:
     """Say on what the figures were measured."""
-    versions = version_of(where.python)
-    if where.free_threaded:
-        versions += f" and {version_of(where.free_threaded)}"
+    pythons = dict.fromkeys([*(where.python for where in wheres), *(where.free_threaded for where in wheres)])
+    versions = ", ".join(version_of(python) for python in pythons if python)
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.machine())
     cores = len(os.sched_getaffinity(0))
-    kept = f", servers on processor {', '.join(map(str, sorted(where.cpus)))}" if where.cpus else ""
+    kept = "; ".join(dict.fromkeys(kept_to(where.cpus) for where in wheres))
     return (f"Python {versions}, {cores} cores of {model}, "
-            f"Linux {platform.release().split('-')[0]}, load generator on the same machine{kept}")
+            f"Linux {platform.release().split('-')[0]}, load generator on the same machine, {kept}")
+
+
+def merged(tables: Iterable[Table]) -> list[Table]:
+    """Put the rows of tables with the same name together."""
+    found: dict[str, Table] = {}
+    for table in tables:
+        found.setdefault(table.name, replace(table, rows=[])).rows.extend(table.rows)
+    return list(found.values())
 
 
 @cache
@@ -76,10 +104,14 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", metavar="PEER",
                         help=f"only these (default: all that are installed): {'; '.join(ALL_PEERS)}. What stands "
                              "before a comma is for all that begin with it")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter that the servers run on")
+    parser.add_argument("--python", action="append",
+                        help="the interpreter that the servers run on (default: this one). Each one that is given has "
+                             "rows of its own")
     parser.add_argument("--free-threaded", metavar="PYTHON",
                         help="an interpreter without the GIL, for a peer of offload (default: without that peer)")
-    parser.add_argument("--cpus", type=int, nargs="*", help="keep the servers to these processors (default: all)")
+    parser.add_argument("--cpus", type=processors, action="append",
+                        help="keep the servers to these processors: 0, or 0,1; or all, the default. Each choice "
+                             "that is given has rows of its own")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder for JSON and pictures")
     parser.add_argument("--no-pictures", action="store_true", help="JSON only")
     options = parser.parse_args()
@@ -88,20 +120,18 @@ def main() -> None:
     if unknown := set(options.peers or ()) - {*ALL_PEERS, *FAMILIES}:
         parser.error(f"no such peer: {', '.join(sorted(unknown))}")
     compiled("load")
-    where = Where(options.python, frozenset(options.cpus) if options.cpus else None, options.free_threaded)
+    wheres = places(options.python or [sys.executable], options.cpus or [None], options.free_threaded)
     wanted = options.peers or ALL_PEERS
-    machine = describe(where)
+    machine = describe(wheres)
     print(machine)
-    tables: list[Table] = []
     plans = [BENCHMARKS[name](peers_of(name, where.python, wanted), options.seconds, where)
-             for name in options.names or BENCHMARKS]
+             for name in options.names or BENCHMARKS for where in wheres]
     # Round by round, so that all peers share in whatever else the machine is doing.
     everything = [step for _, steps in plans for _ in range(options.rounds) for step in steps]
     for step in progress(everything):
         step()
-    tables += [table for made, _ in plans for table in made]
     options.output.mkdir(parents=True, exist_ok=True)
-    for table in tables:
+    for table in merged(table for table, _ in plans):
         print(f"\n{table.show()}")
         (options.output / f"{table.name}.json").write_text(json.dumps(
             {"machine": machine, "rounds": options.rounds, "seconds": options.seconds, **table.as_dict()}, indent=1))

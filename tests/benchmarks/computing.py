@@ -20,7 +20,7 @@ def computing_server(peer: str, where: Where) -> Iterator[int]:
         yield int(programs.enter_context(program(where, "computing_server", peer, *needs)))
 
 
-def offload(peers: list[str], seconds: float, where: Where) -> tuple[list[Table], list[Step]]:
+def offload(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:
     """Round trips of a light client while 0, 2, 4 and 16 heavy ones have jobs of some 20 ms done, one after the other.
 
     A light client of a server that computes in its threads has few rounds in a short run: its p99 is then its worst.
@@ -31,8 +31,8 @@ def offload(peers: list[str], seconds: float, where: Where) -> tuple[list[Table]
     def step(peer: str, heavy: int) -> Step:
         def add() -> None:
             with computing_server(peer, where) as port:
-                table.row(f"{heavy} heavy clients", peer).add(load(port, "mixed", heavy, seconds))
+                table.row(where.named(f"{heavy} heavy clients"), peer).add(load(port, "mixed", heavy, seconds))
         return add
 
-    return [table], [step(peer, heavy) for heavy in (0, 2, 4, 16) for peer in peers
-                     if peer != FREE_THREADED or where.free_threaded]
+    return table, [step(peer, heavy) for heavy in (0, 2, 4, 16) for peer in peers
+                   if peer != FREE_THREADED or where.free_threaded]

@@ -2,32 +2,39 @@
 from __future__ import annotations
 
 from .measure import C_SERVER, Step, Table, Where, one
+from .peers import SAME_BUFFER
+
+COLUMNS = ("switches_a_round", "p50_us", "p99_us", "load_cpu")
 
 
-def connections(peers: list[str], seconds: float, where: Where) -> tuple[list[Table], list[Step]]:
+def connections(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:
     """Connect, one message of 64 bytes, close: 8 and 64 at a time."""
-    table = Table("connections", "Connections", "per_second", "a second", ("p50_us", "p99_us", "load_cpu"))
-    return [table], [one(table, f"{count} at a time", peer, "echo", ("connect", count, seconds, 64), where)
-                     for count in (8, 64) for peer in peers]
+    table = Table("connections", "Connections", "per_second", "a second", COLUMNS)
+    return table, [one(table, f"{count} at a time", peer, "echo", ("connect", count, seconds, 64), where)
+                   for count in (8, 64) for peer in peers if peer != SAME_BUFFER]
 
 
-def pingpong(peers: list[str], seconds: float, where: Where) -> tuple[list[Table], list[Step]]:
+def pingpong(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:
     """A message and its echo, again and again: 1, 64 and 512 clients with 64 bytes, 8 with 64 KiB."""
-    table = Table("pingpong", "Ping-pong", "per_second", "a second", ("p50_us", "p99_us", "load_cpu"))
+    table = Table("pingpong", "Ping-pong", "per_second", "a second", COLUMNS)
     loads = [(1, 64), (64, 64), (512, 64), (8, 65536)]
-    return [table], [one(table, f"{count} client{'s' * (count > 1)}, {size} B", peer, "echo",
-                         ("pingpong", count, seconds, size), where) for count, size in loads for peer in peers]
+    return table, [one(table, f"{count} client{'s' * (count > 1)}, {size} B", peer, "echo",
+                       ("pingpong", count, seconds, size), where) for count, size in loads for peer in peers
+                   # Four sends for a message, and no TCP_NODELAY: that would measure Nagle's algorithm.
+                   if peer != SAME_BUFFER or size == 64]
 
 
-def lines(peers: list[str], seconds: float, where: Where) -> tuple[list[Table], list[Step]]:
-    """Lines: one of 32 bytes at a time, and a hundred at once; 8 clients."""
-    table = Table("lines", "Lines", "per_second", "rounds a second", ("p50_us", "p99_us", "load_cpu"))
-    wanted = [peer for peer in peers if peer not in ("asyncio protocols", C_SERVER)]  # these have no lines
-    return [table], [one(table, f"{count} line{'s' * (count > 1)} a round", peer, "lines",
-                         ("pingpong", 8, seconds, 32 * count, count), where) for count in (1, 100) for peer in wanted]
+def lines(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:
+    """A line and its echo, again and again, and a hundred lines at once."""
+    table = Table("lines", "Lines", "per_second", "rounds a second", COLUMNS)
+    wanted = [peer for peer in peers if peer not in ("asyncio protocols", C_SERVER, SAME_BUFFER)]  # they have no lines
+    loads = [(8, 1, 32), (64, 1, 64), (8, 100, 32)]
+    return table, [one(table, f"{clients} clients, {count} line{'s' * (count > 1)} of {size} B", peer, "lines",
+                       ("pingpong", clients, seconds, size * count, count), where)
+                   for clients, count, size in loads for peer in wanted]
 
 
-def cost(peers: list[str], seconds: float, where: Where) -> tuple[list[Table], list[Step]]:
+def cost(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:
     """What the registry and the counting cost: one handler body, 64 clients; with and without somebody looking."""
     table = Table("cost", "The same handler body", "per_second", "a second", ("p50_us", "p99_us"))
 
@@ -38,8 +45,9 @@ def cost(peers: list[str], seconds: float, where: Where) -> tuple[list[Table], l
         def add() -> None:
             inner.rows.clear()
             run()
-            table.row("64 clients, 64 B", name).add({key: values[-1] for key, values in inner.rows[0].figures.items()})
+            table.row(where.named("64 clients, 64 B"), name).add(
+                {key: values[-1] for key, values in inner.rows[0].figures.items()})
         return add
 
-    return [table], [step("stock", "same", "stock"), step("threaded_echo", "same", "threaded_echo"),
-                     step("threaded_echo", "watched", "threaded_echo, watched")]
+    return table, [step("stock", "same", "stock"), step("threaded_echo", "same", "threaded_echo"),
+                   step("threaded_echo", "watched", "threaded_echo, watched")]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -51,7 +51,10 @@ class Row:
 
 @dataclass
 class Table:
-    """The rows of one benchmark. ``key`` is the figure that is compared; ``logarithmic`` is for its picture."""
+    """The rows of one benchmark. ``key`` is the figure that is compared, with the row of the peer ``base``.
+
+    ``logarithmic`` is for its picture.
+    """
 
     name: str
     title: str
@@ -60,6 +63,7 @@ class Table:
     columns: tuple[str, ...]
     more_is_better: bool = True
     logarithmic: bool = False
+    base: str = "stock"
     rows: list[Row] = field(default_factory=list)
 
     def row(self, load: str, peer: str) -> Row:
@@ -70,12 +74,12 @@ class Table:
         self.rows.append(Row(load, peer))
         return self.rows[-1]
 
-    def ratio(self, row: Row, base: str = "stock") -> float | None:
-        """Compare a row with the standard library's under the same load."""
-        stock = next((other for other in self.rows if (other.load, other.peer) == (row.load, base)), None)
-        if stock is None or not stock.median(self.key):
+    def ratio(self, row: Row) -> float | None:
+        """Compare a row with the base's under the same load: the median of each round's ratio."""
+        base = next((other for other in self.rows if (other.load, other.peer) == (row.load, self.base)), None)
+        if base is None or not all(base.figures[self.key]):
             return None
-        return row.median(self.key) / stock.median(self.key)
+        return statistics.median(mine / its for mine, its in zip(row.figures[self.key], base.figures[self.key]))
 
     def show(self) -> str:
         """Format as text."""
@@ -84,10 +88,10 @@ class Table:
             lines.append(f"  {load}")
             for row in (row for row in self.rows if row.load == load):
                 ratio = self.ratio(row)
-                times = "" if ratio is None else f"{ratio:6.3g} x stock"
+                times = "" if ratio is None else f"{ratio:6.3g} x {self.base}"
                 rest = "  ".join(f"{name} {shown(row.median(name))}" for name in self.columns if name in row.figures)
-                lines.append(f"    {row.peer:<29}{shown(row.median(self.key)):>12}  ({row.spread(self.key)})"
-                             f"  {times:<14}  {rest}")
+                spread = f"({row.spread(self.key)})"
+                lines.append(f"    {row.peer:<29}{shown(row.median(self.key)):>10}  {spread:<19}  {times:<18}  {rest}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -120,11 +124,17 @@ class Where:
     """What the servers run on: the interpreter, and the processors (``None``: all of them).
 
     ``free_threaded`` is the interpreter of the peers that are for one without the GIL (``None``: leave them out).
+    ``name`` tells it from the other ones of a run (empty: it is the only one).
     """
 
     python: str = sys.executable
     cpus: frozenset[int] | None = None
     free_threaded: str | None = None
+    name: str = ""
+
+    def named(self, load: str) -> str:
+        """Name a load on this in the tables."""
+        return f"{load}, {self.name}" if self.name else load
 
     def pin(self) -> None:
         """Keep the calling process to the processors."""
@@ -137,18 +147,41 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
+@dataclass
+class Served:
+    """A server that runs: its port; and, after its end, how often its threads were switched since it was ready."""
+
+    port: int
+    switches: int = 0
+
+
+def switches(process: int | str = "self") -> int:
+    """Count the context switches of a process's live threads, voluntary and not."""
+    total = 0
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with suppress(FileNotFoundError):  # it has just ended
+            lines = (task / "status").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return total
+
+
 @contextmanager
-def server(peer: str, body: str, where: Where) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run a server in a process of its own; yield it and its port."""
+def server(peer: str, body: str, where: Where) -> Iterator[Served]:
+    """Run a server in a process of its own."""
     command = [where.python, "-m", "tests.benchmarks.peers", peer, body] if peer != C_SERVER else [compiled("echo")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
                                env=environment(), preexec_fn=where.pin)
-    try:
-        assert process.stdout is not None
-        yield process, int(process.stdout.readline())
-    finally:
-        process.kill()
-        process.communicate()
+    assert process.stdout is not None
+    with process.stdout:
+        try:
+            served = Served(int(process.stdout.readline()))
+            starting = switches(process.pid)
+            yield served
+        finally:
+            process.kill()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)  # so that nobody waits for it again
+    served.switches = usage.ru_nvcsw + usage.ru_nivcsw - starting
 
 
 @contextmanager
@@ -195,6 +228,8 @@ Step = Callable[[], None]
 def one(table: Table, name: str, peer: str, body: str, arguments: tuple[object, ...], where: Where) -> Step:
     """Make the step that puts a peer under a load, and adds the figures to a table."""
     def step() -> None:
-        with server(peer, body, where) as (_, port):
-            table.row(name, peer).add(load(port, *arguments))
+        with server(peer, body, where) as served:
+            figures = load(served.port, *arguments)
+        figures["switches_a_round"] = served.switches / max(1, figures["rounds"])
+        table.row(where.named(name), peer).add(figures)
     return step

@@ -19,9 +19,11 @@ ADDRESS = ("127.0.0.1", 0)
 BACKLOG = 4096
 CHUNK = 16384
 
+ONE_CPU, SAME_BUFFER = "threaded_echo, one processor", "stock, same buffer"
+
 
 class Echo(socketserver.BaseRequestHandler):
-    """The body that stock and this package share in `cost`."""
+    """The same with a buffer as large as `ClientHandler`'s: the body that stock and this package share in `cost`."""
 
     def handle(self) -> None:
         """Echo."""
@@ -30,7 +32,7 @@ class Echo(socketserver.BaseRequestHandler):
 
 
 class EchoStock(socketserver.BaseRequestHandler):
-    """As people write it: with a large buffer."""
+    """As people write it, with a large buffer."""
 
     def handle(self) -> None:
         """Echo."""
@@ -83,9 +85,14 @@ def stock(body: str) -> None:
     server.serve_forever()
 
 
-def ours(body: str) -> None:
+def same_buffer(body: str) -> None:
+    """Serve with the standard library, and with a buffer as large as this package's."""
+    stock("same")
+
+
+def ours(body: str, **options: Any) -> None:
     """Serve with this package."""
-    server = ThreadedTCPServer(ADDRESS, {"echo": EchoOurs, "lines": LinesOurs}.get(body, Echo))
+    server = ThreadedTCPServer(ADDRESS, {"echo": EchoOurs, "lines": LinesOurs}.get(body, Echo), **options)
     if body == "watched":
         threading.Thread(target=watch, args=[server], daemon=True).start()
     announce(server.server_address[1])
@@ -99,7 +106,12 @@ def watch(server: ThreadedTCPServer) -> None:
         server.stats()
 
 
-def streams(body: str) -> None:
+def one_cpu(body: str) -> None:
+    """Serve with this package, kept to one processor."""
+    ours(body, one_cpu=True)
+
+
+def streams(body: str, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
     """Serve with asyncio's streams."""
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await (reader.readline() if body == "lines" else reader.read(CHUNK)):
@@ -112,7 +124,8 @@ def streams(body: str) -> None:
         announce(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
 
 
 def protocols(body: str) -> None:
@@ -135,8 +148,7 @@ def protocols(body: str) -> None:
 def uvloop_streams(body: str) -> None:
     """Serve with asyncio's streams on uvloop."""
     import uvloop
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    streams(body)
+    streams(body, uvloop.new_event_loop)
 
 
 def gevent(body: str) -> None:
@@ -159,15 +171,17 @@ def gevent(body: str) -> None:
 
 
 PEERS: dict[str, Callable[[str], None]] = {
-    "stock": stock, "threaded_echo": ours, "asyncio streams": streams, "asyncio protocols": protocols,
-    "uvloop streams": uvloop_streams, "gevent": gevent,
+    "stock": stock, SAME_BUFFER: same_buffer, "threaded_echo": ours, ONE_CPU: one_cpu, "asyncio streams": streams,
+    "asyncio protocols": protocols, "uvloop streams": uvloop_streams, "gevent": gevent,
 }
 
 
 def installed() -> list[str]:
     """Name the peers that this interpreter has."""
     missing = [name for name in ("uvloop", "gevent") if find_spec(name) is None]
-    return [name for name in PEERS if name.split()[0] not in missing]
+    if not hasattr(ThreadedTCPServer, "one_cpu"):  # an option that is still to come
+        missing.append(ONE_CPU)
+    return [name for name in PEERS if name not in missing and name.split()[0] not in missing]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Bar charts of the results, as SVG, with matplotlib (of the ``bench`` extra)."""
 from __future__ import annotations
 
-from math import floor, log10
+from math import ceil, floor, log10
 from pathlib import Path
+from textwrap import fill
 
 from .measure import Table, shown
 
 OURS, OTHERS = "#1f6f8b", "#b8c4c9"
+ACROSS = 4
+"""The most groups of bars beside each other."""
 
 
 def draw(table: Table, machine: str, folder: Path) -> Path:
@@ -16,10 +19,14 @@ def draw(table: Table, machine: str, folder: Path) -> Path:
     from matplotlib import pyplot
     pyplot.rcParams["svg.hashsalt"] = "threaded_echo"  # the same results make the same file
     loads = list(dict.fromkeys(row.load for row in table.rows))
-    figure, axes = pyplot.subplots(1, len(loads), figsize=(3.4 * len(loads) + 1.4, 2.9), squeeze=False, sharey=True,
+    across = min(ACROSS, len(loads))
+    down = ceil(len(loads) / across)
+    figure, axes = pyplot.subplots(down, across, figsize=(3.4 * across + 1.4, 2.9 * down), squeeze=False, sharey=True,
                                    sharex=table.logarithmic)
+    for unused in axes.flat[len(loads):]:
+        unused.set_visible(False)
     peers = list(dict.fromkeys(row.peer for row in table.rows))[::-1]
-    for place, load in zip(axes[0], loads, strict=True):
+    for place, load in zip(axes.flat, loads):
         rows = {row.peer: row for row in table.rows if row.load == load}
         for height, peer in enumerate(peers):
             if peer in rows:
@@ -30,7 +37,7 @@ def draw(table: Table, machine: str, folder: Path) -> Path:
                 place.annotate(shown(median), (median, height), xytext=(3, 5), textcoords="offset points",
                                fontsize=7)
         place.set_yticks(range(len(peers)), peers)
-        place.set_title(load, fontsize=9)
+        place.set_title(fill(load, 36), fontsize=9)
         if table.logarithmic:
             place.set_xscale("log")
             # Such a scale has no zero: all bars begin at the same power of ten.

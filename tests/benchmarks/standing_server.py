@@ -1,7 +1,7 @@
 """A server that stands while clients are connected to it, and measures itself; prints one JSON object.
 
-``python -m tests.benchmarks.standing_server many|idle PEER COUNT LOAD_GENERATOR``. PEER is ``stock`` or
-``threaded_echo``; both run the same handler.
+``python -m tests.benchmarks.standing_server many|idle PEER COUNT LOAD_GENERATOR``. PEER is one of `SERVERS`; all of
+them echo by the same calls.
 """
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from threaded_echo import ThreadedTCPServer
 
-from .peers import ADDRESS, Echo, StockServer
+from .measure import switches
+from .peers import ADDRESS, BACKLOG, CHUNK, ONE_CPU, Echo, StockServer
 
 SECONDS = 3.0
 """How long an idle server is watched."""
+
+BARE = "bare loop"
+"""The name of `BareLoop` among the peers."""
 
 
 class StoppingStock(StockServer):
@@ -55,6 +60,48 @@ class StoppingStock(StockServer):
         self.server_close()
 
 
+class BareLoop:
+    """No server at all, but the least that a stop can be: a loop over sockets and a loop over threads."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(ADDRESS, backlog=BACKLOG)
+        self.server_address = self.listener.getsockname()
+        self.clients: list[tuple[socket.socket, threading.Thread]] = []
+
+    def serve_forever(self) -> None:
+        """Start a thread for each connection, until the listener is shut down."""
+        with suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                thread = threading.Thread(target=self.echo, args=[connection], daemon=True)
+                self.clients.append((connection, thread))
+                thread.start()
+
+    @staticmethod
+    def echo(connection: socket.socket) -> None:
+        """Echo until the end of the stream."""
+        with connection:
+            while data := connection.recv(CHUNK):
+                connection.sendall(data)
+
+    def stop(self) -> None:
+        """End the loop, end the clients, join the threads."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        for connection, _ in self.clients:
+            with suppress(OSError):  # it has left
+                connection.shutdown(socket.SHUT_RD)
+        for _, thread in self.clients:
+            thread.join()
+        self.listener.close()
+
+
+SERVERS: dict[str, Callable[[], Any]] = {
+    BARE: BareLoop, "stock": partial(StoppingStock, ADDRESS, Echo),
+    "threaded_echo": partial(ThreadedTCPServer, ADDRESS, Echo),
+    ONE_CPU: partial(ThreadedTCPServer, ADDRESS, Echo, one_cpu=True),
+}
+
+
 @contextmanager
 def clients(generator: str, port: int, count: int) -> Iterator[dict[str, float]]:
     """Connect so many clients, and hold them; yield the figures of that."""
@@ -82,22 +129,11 @@ def one_more(port: int) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def switches() -> int:
-    """Count how often the threads of this process were put to sleep, which is how often they have woken."""
-    total = 0
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):
-            for line in (task / "status").read_text().splitlines():
-                if line.startswith("voluntary_ctxt_switches"):
-                    total += int(line.split()[1])
-    return total
-
-
 def main(benchmark: str, peer: str, count: int, generator: str) -> dict[str, float]:
     """Measure."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    server: Any = (StoppingStock if peer == "stock" else ThreadedTCPServer)(ADDRESS, Echo)
+    server = SERVERS[peer]()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     port = server.server_address[1]
     one_more(port)

@@ -61,34 +61,28 @@ class Program:
         assert self.log.has_any.wait(GUARD)
         return self.log.messages[0]
 
-    def work(self, seconds: float) -> dict[str, float]:
-        """Measure how busy the process is."""
-        errors, used = self.server.stats().accept_errors, time.process_time()
-        time.sleep(seconds)
-        stats = self.server.stats()
-        return {"seconds of processor time": time.process_time() - used, "accept errors": stats.accept_errors - errors,
-                "accepted": stats.accepted, "messages": len(self.log.messages)}
+    def errors(self, count: float) -> dict[str, float]:
+        """Wait for so many more failed accepts; tell how long that took, and what else has happened."""
+        began, before = time.monotonic(), self.server.stats().accept_errors
+        while (stats := self.server.stats()).accept_errors < before + count and time.monotonic() < began + GUARD:
+            time.sleep(0.005)
+        return {"seconds": time.monotonic() - began, "accept errors": stats.accept_errors, "accepted": stats.accepted,
+                "messages": len(self.log.messages)}
 
-    def wakeups(self, seconds: float) -> dict[str, int]:
-        """Count how often the other threads run."""
-        deadline = time.monotonic() + GUARD
-        before, (now, all_wait) = -1, self._switches()
-        while not (all_wait and before == now) and time.monotonic() < deadline:  # the last of them is still on its way
-            time.sleep(0.05)
-            before, (now, all_wait) = now, self._switches()
-        time.sleep(seconds)
-        return {"wakeups": self._switches()[0] - now, "threads": threading.active_count() - 1}
+    def undisturbed(self, seconds: float) -> dict[str, int]:
+        """Wait until no other thread has run for so long. What wakes up more often than that never lets it happen."""
+        deadline, seen = time.monotonic() + GUARD, False
+        while not seen and time.monotonic() < deadline:
+            before = self._switches()
+            time.sleep(seconds)
+            seen = self._switches() == before
+        return {"seen": seen, "threads": threading.active_count() - 1}
 
-    def _switches(self) -> tuple[int, bool]:
-        """Add up the context switches of all threads but this one, and tell whether all of those wait."""
-        me, count, all_wait = str(threading.get_native_id()), 0, True
-        for task in Path("/proc/self/task").iterdir():
-            if task.name != me:
-                lines = (task / "status").read_text().splitlines()
-                status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
-                all_wait &= status["State"][0] == "S"
-                count += int(status["voluntary_ctxt_switches"][0]) + int(status["nonvoluntary_ctxt_switches"][0])
-        return count, all_wait
+    def _switches(self) -> dict[str, str]:
+        """Return the counts of context switches of each thread but this one."""
+        me = str(threading.get_native_id())
+        return {task.name: (task / "status").read_text().partition("voluntary_ctxt_switches")[2]
+                for task in Path("/proc/self/task").iterdir() if task.name != me}
 
     def main(self) -> None:
         """Serve, and obey, until the end of the input."""

@@ -9,32 +9,52 @@ from pathlib import Path
 
 import pytest
 
+from ..benchmarks.measure import Where
+from ..benchmarks.standing import program
+from ..benchmarks.standing_server import BARE
+
 ROOT = Path(__file__).parent.parent.parent
+
+
+def run(folder, *arguments):
+    """Run benchmarks for a moment; return what they print."""
+    command = [sys.executable, "-m", "tests.benchmarks", *arguments, "--rounds", "1", "--seconds", "0.3",
+               "--no-pictures", "--output", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50,
+                          env={**os.environ, "PYTHONWARNINGS": "default"})
+    assert done.returncode == 0 and "errors" not in done.stderr, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("names", [["connections", "pingpong"], ["lines", "cost"]])
 def test_benchmark_prints_and_keeps_its_figures(tmp_path, names):
     """A table for people, JSON for programs, and no errors under load."""
-    command = [sys.executable, "-m", "tests.benchmarks", *names, "--rounds", "1", "--seconds", "0.3",
-               "--peers", "stock", "threaded_echo", "--no-pictures", "--output", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50,
-                          env={**os.environ, "PYTHONWARNINGS": "default"})
-    assert done.returncode == 0, done.stderr
+    printed = run(tmp_path, *names, "--peers", "stock", "threaded_echo")
     for name in names:
         table = json.loads((tmp_path / f"{name}.json").read_text())
         peers = {row["peer"] for row in table["rows"]}
         assert {"stock", "threaded_echo"} <= peers
-        assert all(figures > 0 for row in table["rows"] for figures in row["figures"]["per_second"])
-        assert table["title"] in done.stdout
+        for row in table["rows"]:
+            [rate], [switches], [errors] = (row["figures"][key] for key in ("per_second", "switches_a_round", "errors"))
+            assert rate > 0 and switches > 0 and errors == 0
+        assert table["title"] in printed
+
+
+def test_benchmark_of_several_places_has_rows_for_each(tmp_path):
+    """Each choice of processors is compared with stock under the same choice."""
+    processor = min(os.sched_getaffinity(0))
+    printed = run(tmp_path, "cost", "--cpus", "all", "--cpus", str(processor))
+    loads = {row["load"] for row in json.loads((tmp_path / "cost.json").read_text())["rows"]}
+    places = ["servers on all processors", f"servers on processor {processor}"]
+    assert loads == {f"64 clients, 64 B, {place}" for place in places}
+    assert all(printed.count(load) == 1 for load in loads)
+    assert printed.count("x stock") == 3 * len(loads)
 
 
 def test_offload_benchmark_measures_light_and_heavy_clients(tmp_path):
     """The light client is answered, and jobs are done where there are heavy clients."""
     peers = ["stock", "threaded_echo, workers"]
-    command = [sys.executable, "-m", "tests.benchmarks", "offload", "--rounds", "1", "--seconds", "0.3",
-               "--peers", *peers, "--no-pictures", "--output", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert done.returncode == 0 and "errors" not in done.stderr, done.stderr
+    run(tmp_path, "offload", "--peers", *peers)
     rows = json.loads((tmp_path / "offload.json").read_text())["rows"]
     assert [row["peer"] for row in rows] == peers * 4
     for row in rows:
@@ -45,10 +65,11 @@ def test_offload_benchmark_measures_light_and_heavy_clients(tmp_path):
     assert any(row["figures"]["jobs"][0] for row in rows)  # of sixteen at once, none may be done so soon
 
 
-@pytest.mark.parametrize("benchmark_name", ["many", "idle"])
-def test_standing_benchmark_measures_itself(benchmark_name):
-    """With few clients: it prints figures, and the server that it measures stops."""
-    code = f"from tests.benchmarks.standing import program; from tests.benchmarks.measure import Where; " \
-           f"print(program(Where(), {benchmark_name!r}, 'threaded_echo', 5))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert done.returncode == 0 and "stop_s" in done.stdout, done.stderr
+@pytest.mark.parametrize(("benchmark_name", "peer"), [
+    ("many", "threaded_echo"), ("many", "stock"), ("many", BARE), ("idle", "threaded_echo"),
+])
+def test_standing_benchmark_measures_itself(benchmark_name, peer):
+    """With few clients: it has figures, and the server that it measures stops."""
+    figures = program(Where(), benchmark_name, peer, 5)
+    assert figures["stop_s"] > 0
+    assert ("one_more_us" if benchmark_name == "many" else "wakeups_a_second") in figures

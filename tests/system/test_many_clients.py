@@ -127,11 +127,12 @@ def test_server_out_of_descriptors_waits_quietly_and_serves_everybody_later() ->
         for client in clients:
             say_hello(client)
         assert "cannot accept" in order(process, "complaint")
-        work = order(process, "work 1")
-        print("\nout of descriptors for a second:", work)
+        work = order(process, "errors 5")
+        print("\nout of descriptors:", work)
         assert work["accepted"] <= 10
-        assert 0 < work["accept errors"] < 200
-        assert work["messages"] <= 3
+        assert work["accept errors"] >= 5
+        assert work["seconds"] > 0.1  # a loop that spins fails five times in microseconds
+        assert work["messages"] < work["accept errors"]
         order(process, "feed")
         for client in clients:
             hear_hello(client)
@@ -156,15 +157,12 @@ def test_descriptors_that_clients_give_back_serve_those_who_wait() -> None:
 
 @pytest.mark.parametrize("count", [0, 100])
 def test_idle_server_is_never_woken(count: int) -> None:
-    """No thread of the server runs for two seconds in which nothing happens, however many clients are connected."""
+    """If nothing happens, no thread of the server runs, however many clients are connected."""
     with ExitStack() as stack:
         process, address = stack.enter_context(measured_server())
         clients = [stack.enter_context(connect(address)) for _ in range(count)]
         for client in clients:
             say_hello(client)
             hear_hello(client)
-        idle = order(process, "wakeups 2")
-        print(f"\n{count} idle clients for two seconds:", idle)
-        assert idle["threads"] == count + 1
-        assert idle["wakeups"] <= 2
+        assert order(process, "undisturbed 2") == {"seen": True, "threads": count + 1}
         assert stop(process) == {"drained": count, "forced": 0, "survivors": 0}
