@@ -1,13 +1,12 @@
 """A threaded TCP server that stops, survives and computes: socketserver's, with a registry of its clients."""
-from .handlers import ClientHandler, EchoHandler, LineHandler, LineTooLong
+from .errors import LineTooLong, OffloadRefused, ServerStopping, WorkerDied
+from .handlers import ClientHandler, EchoHandler, LineHandler
 from .observe.stats import ServerStats
-from .offloading.calls import OffloadRefused, ServerStopping
 from .clients.registry import Client
 from .mixin import ThreadedMixIn
 from .server import ThreadedTCPServer, ThreadedUnixStreamServer
 from .stopping import StopReport, Survivor
 from .clients.threads import current_client
-from .offloading.processes import WorkerDied
 
 __all__ = [
     "Client",

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from .clients.registry import Client
+from .errors import LineTooLong
 from .state import offload
 from .clients.threads import current_client
 
@@ -21,10 +22,6 @@ _CHUNK, _LARGE_CHUNK = 16384, 65536
 buffer costs more than it saves, and above 128 KiB the C library maps each one anew."""
 
 _TOGETHER = 0.001  # seconds that a reply may wait for those to the lines that came together with its own
-
-
-class LineTooLong(ValueError):
-    """A client has sent a line of more than ``max_line`` bytes."""
 
 
 class ClientHandler(socketserver.BaseRequestHandler):

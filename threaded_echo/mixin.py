@@ -17,9 +17,8 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import options
-from .handlers import LineTooLong
+from .errors import LineTooLong, ServerStopping
 from .observe.stats import ServerStats, take_stats
-from .offloading.calls import ServerStopping
 from .clients.registry import Client
 from .accepting.loop import Turn, Unblocked, check_listening
 from .state import Attribute, ServerState, offload
@@ -108,7 +107,7 @@ class ThreadedMixIn(_Base):
             if not state.stopping.begin_serving(turn, self.fileno):
                 return
             check_listening(self.socket)
-            state.offloads.open(self.executor, turn)
+            state.offloads.open(self.executor, state.stopping.period)
             if turn.stopped:
                 return
             with Unblocked(self.socket):
@@ -137,7 +136,7 @@ class ThreadedMixIn(_Base):
         try:
             if not state.stopping.begin_serving(turn, self.fileno):
                 return
-            state.offloads.open(self.executor, turn)
+            state.offloads.open(self.executor, state.stopping.period)
             state.serving.accepting()
             while not turn.stopped:
                 remaining = None if deadline is None else max(0, deadline - time.monotonic())

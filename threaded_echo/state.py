@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
 from .offloading.calls import Offloads
+from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .accepting.loop import AcceptErrors, Serving
 from .stopping import Stopping
-from .clients.threads import HandlerThreads
+from .clients.threads import HandlerThreads, current_client
 
 _Value = TypeVar("_Value")
 
@@ -37,7 +38,7 @@ class ServerState:
         self.registry = HandlerRegistry()
         self.threads = HandlerThreads(self.registry)
         self.serving = Serving(self.registry)
-        self.offloads = Offloads(self.registry)
+        self.offloads = Offloads(self.registry.lock)
         self.stopping = Stopping(self.registry, self.threads, self.serving, self.offloads)
         self.accept_errors = AcceptErrors(self.registry)
 
@@ -60,5 +61,11 @@ class ServerState:
 def offload(server: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call ``function`` in a server's executor: see ``ThreadedMixIn.offload``, whose name a program may have taken."""
     state: ServerState = server._threaded_state
-    return state.offloads.call(server.executor, server.max_offloads, server.at_offload_limit == "refuse",
-                               function, args, kwargs)
+    client, period = current_client(), state.stopping.period
+    if client is not None and client.registry is not state.registry:
+        client = None  # of another server, in whose handler this one is called
+    if client is not None and client.stopping is not period.stopping:  # it has survived the stop of an earlier period
+        period = Period()
+        period.force()
+    return state.offloads.call(period, client, server.executor, server.max_offloads,
+                               server.at_offload_limit == "refuse", function, args, kwargs)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .offloading.calls import Offloads
+from .clients.period import Period
 from .clients.registry import Client, HandlerRegistry
 from .accepting.loop import Serving, Turn
 from .clients.threads import HandlerThreads, current_client
@@ -107,7 +108,8 @@ class Stopping:
         self._serving = serving
         self._offloads = offloads
         self._current: _Stop | None = None
-        self.event = threading.Event()  # set when a stop begins; a new one when serving begins again
+        self.period = Period()  # a new one when serving begins again
+        self.event = self.period.stopping
 
     def begin_serving(self, turn: Turn, fileno: Callable[[], int]) -> bool:
         """Take a turn in serving, once a stop in progress is over; False where a stop has asked to end this one.
@@ -128,8 +130,8 @@ class Stopping:
             if self._registry.waking:
                 self._registry.waking = False
                 self._threads.open_locked()
-                self._offloads.reopen()
-                self.event = threading.Event()
+                self.period = Period()
+                self.event = self.period.stopping
         return True
 
     def run(self, defaults: tuple[float, float], drain: float | None = None, force: float | None = None, *,
@@ -235,6 +237,7 @@ class Stopping:
             stop.drained = self._registry.finished - stop.finished_before
             waiting = {caller.client for caller in stop.callers}
             clients = [client for client in self._registry.live.values() if client not in waiting]
+        self.period.force()
         self._offloads.give_up()  # first: the calls shall meet the stop, not a client that has gone
         for client in clients:
             client.disconnect()
@@ -243,6 +246,7 @@ class Stopping:
         """End the worker processes, once for all; who is outside waits for that."""
         if self._claim(stop, "workers"):
             try:
+                self.period.force()
                 self._offloads.close()
             finally:
                 self._release(stop)

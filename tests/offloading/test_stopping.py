@@ -41,14 +41,14 @@ def test_workers_are_started_for_handle_request(meeting):
 
 def test_workers_that_cannot_start_fail_the_start(monkeypatch):
     """With what to do about it; the server can be closed."""
-    monkeypatch.setattr("threaded_echo.offloading.processes.work", calls.end_as_it_starts)
+    monkeypatch.setattr("threaded_echo.offloading.worker.work", calls.end_as_it_starts)
     with ThreadedTCPServer(LOOPBACK, executor=2) as server, pytest.raises(WorkerDied, match="__main__"):
         server.start()
 
 
 def test_stop_while_workers_start_ends_them(monkeypatch):
     """However long they take."""
-    monkeypatch.setattr("threaded_echo.offloading.processes.work", calls.say_nothing)
+    monkeypatch.setattr("threaded_echo.offloading.worker.work", calls.say_nothing)
     with ThreadedTCPServer(LOOPBACK, executor=1) as server:
         with running(lambda: pytest.raises(RuntimeError, server.start)):
             while not server._threaded_state.offloads._workers._held:

@@ -1,0 +1,134 @@
+"""The messages between the server and a worker process: pickled objects, and the descriptors that belong to them.
+
+The pickler is multiprocessing's, as in `concurrent.futures.ProcessPoolExecutor`. Sockets and connections go another way
+than there: multiprocessing offers a copy of the descriptor through a listening socket and a thread that stay until the
+interpreter ends, and keeps each copy that nobody fetches. A client whose connection is kept so never sees its end.
+Here the copies follow the message itself through the worker's pipe, and are closed if it is not sent.
+
+Each message begins with one byte, the number of its descriptors.
+"""
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
+from typing import Any
+
+MOST_DESCRIPTORS = 255
+
+_SENDS_DESCRIPTORS = hasattr(socket, "CMSG_LEN") and hasattr(socket, "SCM_RIGHTS")  # elsewhere: multiprocessing's way
+_loading = threading.local()  # received: the message that the calling thread is unpickling
+
+
+class Message:
+    """A message to send, any number of times. Whoever makes it closes it: it is a context manager."""
+
+    def __init__(self, *objects: Any) -> None:
+        self._descriptors: list[int] = []
+        buffer = io.BytesIO()
+        buffer.write(b"\0")
+        try:
+            for each in objects:
+                pickler = ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL)
+                if _SENDS_DESCRIPTORS:
+                    # The table is this pickler's own.
+                    pickler.dispatch_table[socket.socket] = self._reduce_socket
+                    pickler.dispatch_table[Connection] = self._reduce_connection
+                pickler.dump(each)
+        except BaseException:  # whatever an object's own pickling raises
+            self.close()
+            raise
+        self.data = buffer.getbuffer()
+        self.data[0] = len(self._descriptors)
+
+    def __enter__(self) -> Message:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, connection: Connection) -> None:
+        """Send the message. Raises OSError if the process at the other end has ended."""
+        connection.send_bytes(self.data)
+        for descriptor in self._descriptors:
+            send_handle(connection, descriptor, None)  # no process: only Windows needs to know which
+
+    def close(self) -> None:
+        """Close the descriptors. May be called again."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def _reduce_socket(self, each: socket.socket) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        place = self._add(each.fileno())
+        return _receive_socket, (place, each.family, each.type, each.proto, each.gettimeout())
+
+    def _reduce_connection(self, each: Connection) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _receive_connection, (self._add(each.fileno()), each.readable, each.writable)
+
+    def _add(self, descriptor: int) -> int:
+        if len(self._descriptors) == MOST_DESCRIPTORS:
+            raise ValueError(f"it holds more than {MOST_DESCRIPTORS} sockets and connections")
+        self._descriptors.append(os.dup(descriptor))  # which nobody else can close meanwhile
+        return len(self._descriptors) - 1
+
+
+class Received:
+    """A message that has been received. Whoever receives it closes it: it is a context manager."""
+
+    def __init__(self, connection: Connection, wait: Callable[[], object] = lambda: None) -> None:
+        """Receive a message, with ``wait`` called before each part. Raises EOFError or OSError if the sender ends."""
+        wait()
+        data = connection.recv_bytes()
+        self._stream = io.BytesIO(data)
+        self._descriptors: list[int] = []
+        try:
+            for _ in range(self._stream.read(1)[0]):
+                wait()
+                self._descriptors.append(recv_handle(connection))
+        except BaseException:  # the sender has ended, or a signal handler has raised
+            self.close()
+            raise
+
+    def __enter__(self) -> Received:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def load(self) -> Any:
+        """Unpickle the next object. Raises whatever an object's own unpickling raises."""
+        _loading.received = self
+        try:
+            return pickle.load(self._stream)
+        finally:
+            del _loading.received
+
+    def take(self, place: int) -> int:
+        """Take over a descriptor."""
+        descriptor, self._descriptors[place] = self._descriptors[place], -1
+        return descriptor
+
+    def close(self) -> None:
+        """Close the descriptors that no object has taken over."""
+        for descriptor in self._descriptors:
+            with suppress(OSError):  # -1: it was taken over
+                os.close(descriptor)
+        self._descriptors.clear()
+
+
+def _receive_socket(place: int, family: int, kind: int, protocol: int, timeout: float | None) -> socket.socket:
+    received: Received = _loading.received
+    made = socket.socket(family, kind, protocol, fileno=received.take(place))
+    made.settimeout(timeout)  # whether it blocks is a property of both copies, and stays as it was
+    return made
+
+
+def _receive_connection(place: int, readable: bool, writable: bool) -> Connection:
+    received: Received = _loading.received
+    return Connection(received.take(place), readable, writable)

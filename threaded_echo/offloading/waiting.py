@@ -1,0 +1,24 @@
+"""Waiting for an event that another thread reports, as long as a client stays connected."""
+from __future__ import annotations
+
+import select
+
+from ..clients.registry import Client
+from ..transport.waker import Waker
+
+
+def wait_until_set(waker: Waker, client: Client | None) -> bool:
+    """Wait until ``waker`` is set; return False if the connection of ``client`` is lost before.
+
+    A client that has only ended its own stream still waits for its answer: its connection is not lost. On a platform
+    without `select.poll`, as Windows, nothing reports a lost connection, and only the waker ends the wait.
+    """
+    if not hasattr(select, "poll"):
+        select.select([waker], [], [])
+        return True
+    connection = -1 if client is None else client.fileno()
+    poll = select.poll()
+    poll.register(waker, select.POLLIN)
+    if connection >= 0:
+        poll.register(connection, 0)  # no events: only an error, or the end of both directions, is reported
+    return connection not in [descriptor for descriptor, _ in poll.poll()]
