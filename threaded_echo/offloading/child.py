@@ -91,7 +91,7 @@ def pickle_outcome(name: str, outcome: tuple[bool, Any, str]) -> Message:
         message = Message(outcome)
         if not outcome[0]:
             # An exception whose __init__ has other parameters than its args can be pickled, but not unpickled.
-            pickle.loads(message.data[1:])
+            pickle.loads(message.data)
         return message
     except Exception as error:  # whatever an object's own pickling raises
         what = "returned" if outcome[0] else f"raised, {describe(outcome[1])},"

@@ -5,7 +5,7 @@ than there: multiprocessing offers a copy of the descriptor through a listening 
 interpreter ends, and keeps each copy that nobody fetches. A client whose connection is kept so never sees its end.
 Here the copies follow the message itself through the worker's pipe, and are closed if it is not sent.
 
-Each message begins with one byte, the number of its descriptors.
+The last byte of a message is the number of its descriptors.
 """
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-MOST_DESCRIPTORS = 255
+MOST_DESCRIPTORS = 253
+"""As many as Linux sends at once."""
 
-_SENDS_DESCRIPTORS = hasattr(socket, "CMSG_LEN") and hasattr(socket, "SCM_RIGHTS")  # elsewhere: multiprocessing's way
+_SENDS_DESCRIPTORS = hasattr(socket, "send_fds")  # elsewhere, on Windows, they go multiprocessing's way
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _loading = threading.local()  # received: the message that the calling thread is unpickling
 
 
@@ -32,7 +34,6 @@ class Message:
     def __init__(self, *objects: Any) -> None:
         self._descriptors: list[int] = []
         buffer = io.BytesIO()
-        buffer.write(b"\0")
         try:
             for each in objects:
                 pickler = ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL)
@@ -44,8 +45,8 @@ class Message:
         except BaseException:  # whatever an object's own pickling raises
             self.close()
             raise
-        self.data = buffer.getbuffer()
-        self.data[0] = len(self._descriptors)
+        buffer.write(bytes([len(self._descriptors)]))
+        self.data = buffer.getvalue()
 
     def __enter__(self) -> Message:
         return self
@@ -56,8 +57,9 @@ class Message:
     def send(self, connection: Connection) -> None:
         """Send the message. Raises OSError if the process at the other end has ended."""
         connection.send_bytes(self.data)
-        for descriptor in self._descriptors:
-            send_handle(connection, descriptor, None)  # no process: only Windows needs to know which
+        if self._descriptors:
+            with _as_socket(connection) as pipe:
+                socket.send_fds(pipe, [b"\0"], self._descriptors)
 
     def close(self) -> None:
         """Close the descriptors. May be called again."""
@@ -87,13 +89,13 @@ class Received:
         data = connection.recv_bytes()
         self._stream = io.BytesIO(data)
         self._descriptors: list[int] = []
-        try:
-            for _ in range(self._stream.read(1)[0]):
-                wait()
-                self._descriptors.append(recv_handle(connection))
-        except BaseException:  # the sender has ended, or a signal handler has raised
-            self.close()
-            raise
+        if data[-1]:
+            wait()
+            with _as_socket(connection) as pipe:
+                self._descriptors = socket.recv_fds(pipe, 1, data[-1], _CLOSE_ON_EXEC)[1]
+            if len(self._descriptors) != data[-1]:  # the sender has ended, or this process is out of descriptors
+                self.close()
+                raise EOFError
 
     def __enter__(self) -> Received:
         return self
@@ -120,6 +122,11 @@ class Received:
             with suppress(OSError):  # -1: it was taken over
                 os.close(descriptor)
         self._descriptors.clear()
+
+
+def _as_socket(connection: Connection) -> socket.socket:
+    """Make a socket of a connection between two processes, for the caller to close. The connection stays open."""
+    return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def _receive_socket(place: int, family: int, kind: int, protocol: int, timeout: float | None) -> socket.socket:
