@@ -59,6 +59,19 @@ def test_a_connection_is_handed_over_to_the_worker():
             ours.recv_bytes()
 
 
+def test_connection_arrives_with_its_direction():
+    """A connection that only sends still does."""
+    near, far = multiprocessing.Pipe()
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with near, far, receiver:
+        with sender, Message(sender) as message:
+            message.send(near)
+        with Received(far) as received, received.load() as arrived:
+            assert (arrived.readable, arrived.writable) == (False, True)
+            arrived.send_bytes(b"x")
+        assert receiver.recv_bytes() == b"x"
+
+
 def test_sockets_are_handed_over_to_the_server():
     """A result may hold them, too."""
     with pool(1) as workers:

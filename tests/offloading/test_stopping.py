@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import queue
 import threading
-import weakref
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -14,13 +13,11 @@ from typing import Any
 import pytest
 
 from threaded_echo import ClientHandler, ServerStopping, ThreadedTCPServer, WorkerDied
-from threaded_echo.clients.period import Period
 from threaded_echo.offloading import calls as offloading
-from threaded_echo.offloading.calls import Offloads
 
 from .. import calls
 from ..conftest import LOOPBACK
-from .tools import calling, executor_of, meet_at, meeting_server, occupied, stay, wait_for
+from .tools import calling, executor_of, meet_at, meeting_server, occupied, wait_for
 from ..tools import GUARD, Gate, connect, receive, receive_all, running, together, wait_until
 
 
@@ -226,70 +223,6 @@ def test_stop_between_the_submit_and_the_wait_is_noticed(serve):
     server = serve(ClientHandler, executor=Executor())
     with pytest.raises(ServerStopping):
         server.offload(calls.square)
-
-
-@pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
-def test_forced_period_ends_its_calls_only(kind, meeting):
-    """A waiting call of a newer period is woken as well, and waits on."""
-    old, new = Period(), Period()
-    offloads = Offloads(threading.RLock())
-    with executor_of(kind) as executor:
-        def call(period: Period, function, *args):
-            """Call without a client, one call at a time."""
-            return offloads.call(period, None, executor, 1, False, function, args, {})
-
-        with calling(call, new, calls.meet, meeting.address) as running_call:
-            meeting.welcome()
-            with calling(call, new, calls.square, 3) as waiting_call:
-                with calling(call, old, calls.square, 2) as lost:
-                    while offloads.count()[1] < 2:
-                        threading.Event().wait(0.001)
-                    old.force()
-                    offloads.give_up()
-                assert isinstance(lost[0], ServerStopping)
-                assert offloads.count() == (1, 1, 0, 1)
-                meeting.dismiss()
-        assert (running_call, waiting_call) == ([b"go"], [9])
-        with pytest.raises(ServerStopping):
-            call(old, calls.square, 2)
-        new.force()
-        offloads.close()
-
-
-def test_dropped_offloads_leave_no_worker():
-    """What ends the idle workers refers to nothing that leads back to the server."""
-    offloads = Offloads(threading.RLock())
-    assert offloads.call(Period(), None, 1, None, False, calls.square, (3,), {}) == 9
-    assert len(multiprocessing.active_children()) == 1
-    dropped = weakref.ref(offloads)
-    del offloads
-    assert dropped() is None
-    assert not multiprocessing.active_children()
-
-
-def test_forked_process_forgets_the_calls(monkeypatch):
-    """Their threads do not run there; their wakers are closed, and nobody waits for the parent's lock."""
-    offloads, lock = Offloads(threading.RLock()), threading.RLock()
-    gate = Gate()
-    with ThreadPoolExecutor(1) as executor:
-        def call(limit: int | None, where: Any) -> object:
-            """Keep a slot, in the executor or in this thread."""
-            return offloads.call(Period(), None, where, limit, False, stay, (gate,), {})
-
-        with calling(call, 1, executor), calling(call, 1, None):
-            wait_until(gate.entered)
-            while offloads.count()[:2] != (1, 1):
-                threading.Event().wait(0.001)
-            submitted, queue_before = offloads._submitted, offloads._queue
-            monkeypatch.setattr(offloading.Waker, "close", lambda waker: closed.append(waker))
-            closed: list[object] = []
-            offloads.forget(lock)
-            monkeypatch.undo()
-            assert closed == [queue_before[0].waker, *submitted]
-            assert offloads.count() == (0, 0, 0, 0)
-            assert offloads._lock is lock
-            offloads._submitted, offloads._queue, offloads._running = submitted, queue_before, 1  # the parent's again
-            gate.release.set()
 
 
 def test_dropped_server_leaves_no_worker():

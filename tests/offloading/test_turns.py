@@ -214,7 +214,7 @@ def test_refusal_names_the_limit(meet, meeting):
         meeting.dismiss()
 
 
-def test_calls_within_calls_do_not_wait_for_their_own_place(serve, meeting):
+def test_calls_within_calls_do_not_wait_for_their_own_slot(serve, meeting):
     """They use the outer call's slot, and the next call gets it when the outer one is over."""
     server = serve(ClientHandler, max_offloads=1, at_offload_limit="refuse")
     assert server.offload(server.offload, server.offload, calls.square, 3) == 9

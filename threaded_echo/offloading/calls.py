@@ -27,7 +27,7 @@ from ..errors import OffloadRefused, ServerStopping, WorkerDied
 from ..options import CHECKS
 from ..transport.waker import Waker
 from .executors import Call, run_in_worker, run_inline, submit
-from .waiting import wait_until_set
+from .waiting import computing, wait_until_set
 
 if TYPE_CHECKING:  # it loads multiprocessing
     from .processes import Workers
@@ -188,7 +188,7 @@ class Offloads:
     @contextmanager
     def _slot(self, turn: _Turn) -> Iterator[None]:
         """Wait for a slot; while waiting and running, the client's state is ``"computing"``."""
-        with _computing(turn.call.client):
+        with computing(turn.call.client):
             self._wait_for_slot(turn)
             yield
 
@@ -244,16 +244,3 @@ class Offloads:
                 self._failed += 1
         if turn.waker is not None:
             turn.waker.close()
-
-
-@contextmanager
-def _computing(client: Client | None) -> Iterator[None]:
-    """Make a client's state ``"computing"``."""
-    if client is None:
-        yield
-        return
-    before, client.computing = client.computing, True
-    try:
-        yield
-    finally:
-        client.computing = before

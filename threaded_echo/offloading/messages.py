@@ -67,8 +67,8 @@ class Message:
             os.close(self._descriptors.pop())
 
     def _reduce_socket(self, each: socket.socket) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        place = self._add(each.fileno())
-        return _receive_socket, (place, each.family, each.type, each.proto, each.gettimeout())
+        index = self._add(each.fileno())
+        return _receive_socket, (index, each.family, each.type, each.proto, each.gettimeout())
 
     def _reduce_connection(self, each: Connection) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _receive_connection, (self._add(each.fileno()), each.readable, each.writable)
@@ -111,9 +111,9 @@ class Received:
         finally:
             del _loading.received
 
-    def take(self, place: int) -> int:
+    def take(self, index: int) -> int:
         """Take over a descriptor."""
-        descriptor, self._descriptors[place] = self._descriptors[place], -1
+        descriptor, self._descriptors[index] = self._descriptors[index], -1
         return descriptor
 
     def close(self) -> None:
@@ -129,13 +129,13 @@ def _as_socket(connection: Connection) -> socket.socket:
     return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
-def _receive_socket(place: int, family: int, kind: int, protocol: int, timeout: float | None) -> socket.socket:
+def _receive_socket(index: int, family: int, kind: int, protocol: int, timeout: float | None) -> socket.socket:
     received: Received = _loading.received
-    made = socket.socket(family, kind, protocol, fileno=received.take(place))
+    made = socket.socket(family, kind, protocol, fileno=received.take(index))
     made.settimeout(timeout)  # whether it blocks is a property of both copies, and stays as it was
     return made
 
 
-def _receive_connection(place: int, readable: bool, writable: bool) -> Connection:
+def _receive_connection(index: int, readable: bool, writable: bool) -> Connection:
     received: Received = _loading.received
-    return Connection(received.take(place), readable, writable)
+    return Connection(received.take(index), readable, writable)

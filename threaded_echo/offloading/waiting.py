@@ -1,7 +1,9 @@
-"""Waiting for an event that another thread reports, as long as a client stays connected."""
+"""A handler's wait for its offloaded call: what its client's state is meanwhile, and what ends the wait."""
 from __future__ import annotations
 
 import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..clients.registry import Client
 from ..transport.waker import Waker
@@ -22,3 +24,16 @@ def wait_until_set(waker: Waker, client: Client | None) -> bool:
     if connection >= 0:
         poll.register(connection, 0)  # no events: only an error, or the end of both directions, is reported
     return connection not in [descriptor for descriptor, _ in poll.poll()]
+
+
+@contextmanager
+def computing(client: Client | None) -> Iterator[None]:
+    """Make a client's state ``"computing"``."""
+    if client is None:
+        yield
+        return
+    before, client.computing = client.computing, True
+    try:
+        yield
+    finally:
+        client.computing = before
