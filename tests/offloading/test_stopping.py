@@ -201,11 +201,13 @@ def test_survivor_of_a_stop_offloads_no_more(serve):
     server = serve(gate.handler, drain_timeout=0, force_timeout=0)
     with connect(server):
         wait_until(gate.entered)
+        thread = server.clients[1].thread
         server.shutdown()
         server.start()
         assert server.offload(calls.square, 3) == 9
         gate.release.set()
         assert outcomes.get(timeout=GUARD) is ServerStopping
+        thread.join(GUARD)
 
 
 def test_stop_between_the_submit_and_the_wait_is_noticed(serve):
