@@ -198,7 +198,7 @@ def test_survivor_of_a_stop_offloads_no_more(serve):
         except ServerStopping as error:
             return type(error)
 
-    server = serve(gate.handler, drain_timeout=0, force_timeout=0)
+    server = serve(gate.handler, drain_timeout=0, force_timeout=0, reuse_threads=False)
     with connect(server):
         wait_until(gate.entered)
         thread = server.clients[1].thread
@@ -208,6 +208,7 @@ def test_survivor_of_a_stop_offloads_no_more(serve):
         gate.release.set()
         assert outcomes.get(timeout=GUARD) is ServerStopping
         thread.join(GUARD)
+        assert not thread.is_alive()
 
 
 def test_stop_between_the_submit_and_the_wait_is_noticed(serve):
