@@ -25,7 +25,7 @@ def keywords(**values: Any) -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """Tell of this process what matters of a worker."""
+    """Return the properties of this process by which a worker differs from its server."""
     return {"process": os.getpid(), "parent": os.getppid(), "niceness": os.nice(0),
             "interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
             "blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()),
@@ -53,8 +53,32 @@ def die(status: int) -> None:
     os._exit(status)
 
 
+def affinity() -> set[int]:
+    """Return the processors on which this process may run."""
+    return os.sched_getaffinity(0)
+
+
+def write(channel: socket.socket | Connection, data: bytes) -> int:
+    """Write to a socket or a connection; return this process."""
+    if isinstance(channel, Connection):
+        channel.send_bytes(data)
+    else:
+        channel.sendall(data)
+    return os.getpid()
+
+
+def timeout_of(channel: socket.socket) -> float | None:
+    """Return the timeout of a socket."""
+    return channel.gettimeout()
+
+
+def return_a_socket() -> tuple[int, socket.socket, socket.socket]:
+    """Return this process and a pair of sockets."""
+    return (os.getpid(), *socket.socketpair())
+
+
 def die_with_a_child(address: tuple[str, int]) -> None:
-    """End the process at once; a forked child, which keeps its descriptors, stays as long as a listener wants it to."""
+    """End the process at once. A forked child, which keeps its descriptors, stays until a listener answers."""
     if os.fork() == 0:
         meet(address)
         os._exit(0)
@@ -62,7 +86,7 @@ def die_with_a_child(address: tuple[str, int]) -> None:
 
 
 def fork_and_return(address: tuple[str, int]) -> int:
-    """Fork a child that stays as long as a listener wants it to; return this process."""
+    """Fork a child that stays until a listener answers; return this process."""
     if os.fork() == 0:
         meet(address)
         os._exit(0)
@@ -70,21 +94,27 @@ def fork_and_return(address: tuple[str, int]) -> int:
 
 
 def fork_and_return_twice() -> int:
-    """Return in a forked child, too, as a library may that is careless."""
+    """Return in a forked child, too, as a careless library may."""
     os.fork()
     return 1
 
 
 def meet(address: tuple[str, int]) -> bytes:
-    """Tell a listener the number of this process; wait for its answer, and return it."""
+    """Send a listener the number of this process; wait for its answer, and return it."""
     with socket.create_connection(address, GUARD) as connection:
         connection.sendall(b"%d\n" % os.getpid())
         return connection.recv(16)
 
 
 def backtrack() -> None:
-    """Compute for ever in C, where no other Python thread gets to run."""
+    """Compute for ever in C, in a function that lets no other thread run."""
     re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def spin() -> None:
+    """Compute for ever in Python."""
+    while True:
+        pass
 
 
 def leave_a_thread() -> None:
@@ -100,7 +130,7 @@ class Picky(Exception):
 
 
 class Silent(Picky):
-    """And that cannot say what it is."""
+    """A Picky one whose text cannot be made."""
 
     def __str__(self) -> str:
         """Fail."""
@@ -108,43 +138,43 @@ class Silent(Picky):
 
 
 def raise_silent() -> None:
-    """Raise it."""
+    """Raise a Silent exception."""
     raise Silent(1, 2)
 
 
 def raise_picky() -> None:
-    """Raise it."""
+    """Raise a Picky exception."""
     raise Picky(1, 2)
 
 
 def return_a_lock() -> object:
-    """Return what cannot be pickled."""
+    """Return an object that cannot be pickled."""
     return threading.Lock()
 
 
 def complain() -> None:
-    """Raise, but only in the process that loads it."""
+    """Raise, but only in the process of the tests, which unpickles the object."""
     if "pytest" in sys.modules:
         raise LookupError("not here")
 
 
 class Traveller:
-    """Can be sent, and not be loaded."""
+    """An object that can be pickled, but not unpickled."""
 
     def __reduce__(self) -> Any:
         return complain, ()
 
 
 def return_a_traveller() -> Traveller:
-    """Return it."""
+    """Return such an object."""
     return Traveller()
 
 
 def end_as_it_starts(connection: Connection) -> None:
-    """Stand for a worker whose script fails."""
+    """Behave as a worker whose script fails."""
     sys.exit(0)
 
 
 def say_nothing(connection: Connection) -> None:
-    """Stand for a worker that takes for ever to import its script."""
+    """Behave as a worker that takes for ever to import its script."""
     threading.Event().wait(GUARD)

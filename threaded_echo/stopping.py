@@ -247,6 +247,7 @@ class Stopping:
             if not self._drain(stop, inside):
                 self._force(stop)
                 self._drain(stop, inside)
+            self.period.force()  # or a later call would start a worker again
             self._offloads.close()
             self._join(stop)
             self._close(stop)

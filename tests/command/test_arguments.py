@@ -38,7 +38,7 @@ def test_workers_compute_for_the_handler(named):
 
 def test_workers_that_cannot_start_are_an_exit_status(monkeypatch, capsys):
     """With one line that says why."""
-    monkeypatch.setattr("threaded_echo.offloading.processes.work", calls.end_as_it_starts)
+    monkeypatch.setattr("threaded_echo.offloading.worker.work", calls.end_as_it_starts)
     assert cli.main(["--port", "0", "--workers", "1"]) == cli.FAILED
     assert capsys.readouterr().err.startswith("threaded_echo: cannot serve: a worker process has ended as it starte")
 

@@ -20,7 +20,7 @@ from ..tools import GUARD, ask, connect, receive, running, together, wait_until
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_executor_returns_and_raises(kind):
-    """To a handler, and to any other thread; counted."""
+    """A handler and any other thread get the result or the exception, and each call is counted."""
     class Handler(LineHandler):
         """Squares."""
 
@@ -41,7 +41,7 @@ def test_every_kind_of_executor_returns_and_raises(kind):
 
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_client_that_computes_says_so(kind, meeting):
-    """And serves again afterwards."""
+    """When the call is over, the state is "serving" again."""
     with meeting_server(kind, meeting) as server:
         with connect(server) as client:
             client.sendall(b"\n")
@@ -56,7 +56,7 @@ def test_client_that_computes_says_so(kind, meeting):
 
 
 def test_wrong_executor_is_named_at_the_call(serve):
-    """It may have been set at any time."""
+    """The option may have been set at any time."""
     server = serve(ClientHandler)
     server.executor = 0
     with pytest.raises(ValueError, match="executor"):
@@ -65,13 +65,13 @@ def test_wrong_executor_is_named_at_the_call(serve):
 
 
 class KilledWorker(Exception):
-    """Stands for Dask's."""
+    """Has the name of Dask's exception."""
 
 
-def test_worker_that_dies_in_dask_is_told_of(serve, monkeypatch):
-    """Its error is none of the standard library's."""
+def test_worker_that_dies_in_dask_is_reported(serve, monkeypatch):
+    """Dask has an exception of its own for it."""
     class Executor:
-        """Loses what it is given."""
+        """Loses what it is given, as a cluster does."""
 
         def submit(self, function):
             """Fail."""
@@ -86,9 +86,9 @@ def test_worker_that_dies_in_dask_is_told_of(serve, monkeypatch):
 
 
 def test_call_that_its_owner_cancels_says_so(meeting):
-    """As the executor does."""
+    """The handler's thread raises the executor's CancelledError."""
     class Executor(ThreadPoolExecutor):
-        """Tells when it has taken a call."""
+        """Sets an event when it has taken a call."""
 
         def submit(self, *args, **kwargs):
             """Take a call."""
@@ -118,7 +118,7 @@ def test_call_that_its_owner_cancels_says_so(meeting):
 
 @pytest.mark.parametrize("kind", ["workers", "processes"])
 def test_worker_that_dies_costs_its_call(kind):
-    """It raises WorkerDied; what runs in an executor of the program's, too."""
+    """The call raises WorkerDied, also if the worker is an executor's."""
     with executor_of(kind) as executor, ThreadedTCPServer(LOOPBACK, executor=executor).start() as server:
         with pytest.raises(WorkerDied, match="has died in a call"):
             server.offload(calls.die, 5)
@@ -127,7 +127,7 @@ def test_worker_that_dies_costs_its_call(kind):
 
 
 def test_client_stays_where_its_handler_catches_a_death(meet, meeting):
-    """And its next call works."""
+    """Its next call works."""
     server = meet(executor=1)
     with connect(server) as client:
         client.sendall(b"\n")
@@ -141,9 +141,9 @@ def test_client_stays_where_its_handler_catches_a_death(meet, meeting):
 
 
 def test_workers_killed_in_a_loop_cost_no_client_more_than_a_call(serve):
-    """Each gets its own answers, or is told; none waits for ever, and none is disconnected."""
+    """Each gets its own answers or WorkerDied. None waits for ever, and none is disconnected."""
     class Square(LineHandler):
-        """Squares, elsewhere."""
+        """Squares in a worker."""
 
         def process(self, line):
             """Reply with the square."""
@@ -168,11 +168,11 @@ def test_workers_killed_in_a_loop_cost_no_client_more_than_a_call(serve):
         return counts[0], counts[1]
 
     def kill() -> tuple[int, int]:
-        """Kill all that there are, again and again, once the clients have had answers."""
+        """Kill all workers again and again, each time after the clients have had some answers."""
         for _ in range(8):
             for _ in range(12):
                 assert answered.acquire(timeout=GUARD)
-            for worker in server._threaded_state.offloads._workers._held.copy():
+            for worker in list(server._threaded_state.offloads._workers._held):
                 worker.kill()
         over.set()
         return 1, 0
@@ -188,7 +188,7 @@ def test_workers_killed_in_a_loop_cost_no_client_more_than_a_call(serve):
 
 
 def test_replies_go_out_ahead_of_a_call(serve, meeting):
-    """They do not wait for what may take long."""
+    """They do not wait for a call that may take long."""
     class Handler(LineHandler):
         """Offloads the second line."""
 
@@ -206,7 +206,7 @@ def test_replies_go_out_ahead_of_a_call(serve, meeting):
 
 
 def test_call_in_the_handler_of_another_server_is_not_its_clients(serve):
-    """Its going would be none of this server's business."""
+    """It is the other server that computes for the client."""
     inner = serve(ClientHandler)
     states: list[str] = []
 
@@ -223,7 +223,7 @@ def test_call_in_the_handler_of_another_server_is_not_its_clients(serve):
 
 
 def test_calls_within_calls_leave_the_state_right(serve):
-    """The outer one still computes when the inner one has returned."""
+    """When the inner call has returned, the outer one is still computing."""
     states: list[str] = []
 
     class Handler(ClientHandler):
@@ -245,7 +245,7 @@ def test_calls_within_calls_leave_the_state_right(serve):
 
 
 def test_executor_that_was_shut_down_says_so(serve):
-    """Its own error is the caller's."""
+    """The caller gets its error."""
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     server = serve(ClientHandler, executor=executor)

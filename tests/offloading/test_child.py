@@ -1,29 +1,41 @@
-"""What runs in a worker, as far as it can be called here; the rest is seen from `test_workers`."""
+"""The worker's side, as far as it can be called in this process. The rest is seen from `test_worker`."""
 from __future__ import annotations
 
-import pickle
+import multiprocessing
 import sys
 import types
 
-from threaded_echo.offloading.processes import pickle_call
 from threaded_echo.offloading.child import run_call
+from threaded_echo.offloading.messages import Message, Received
+from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 
 
+def outcome_of(message: Message) -> tuple[bool, object, str]:
+    """Run a call as a worker does. Return whether it succeeded, its result or exception, and the traceback."""
+    near, far = multiprocessing.Pipe()
+    with near, far, message:
+        message.send(near)
+        with Received(far) as call, run_call(call) as reply:
+            reply.send(near)
+        with Received(far) as received:
+            return received.load()
+
+
 def outcome(function, /, *args, **kwargs):
-    """Run a call as a worker does; return whether it succeeded, what came, and the traceback."""
-    return pickle.loads(run_call(pickle_call(function, args, kwargs)))
+    """Pickle a call and run it."""
+    return outcome_of(pickle_call(function, args, kwargs))
 
 
 def test_result_comes_back():
-    """With keywords too."""
+    """Keywords may have any name."""
     assert outcome(calls.square, 12) == (True, 144, "")
     assert outcome(calls.keywords, function=1, self=2) == (True, {"function": 1, "self": 2}, "")
 
 
 def test_exception_comes_back_with_its_traceback():
-    """The lines where it was raised."""
+    """The traceback has the lines where it was raised."""
     succeeded, error, text = outcome(calls.fail, "of it")
     assert not succeeded
     assert (type(error), error.args) == (LookupError, ("of it",))
@@ -31,20 +43,20 @@ def test_exception_comes_back_with_its_traceback():
 
 
 def test_exit_of_a_call_comes_back():
-    """A handler meets it as if it had called the function itself."""
+    """The handler's thread raises SystemExit, as if the function had been called there."""
     succeeded, error, _ = outcome(calls.leave, 3)
     assert not succeeded
     assert (type(error), error.code) == (SystemExit, 3)
 
 
 def test_module_that_is_not_there_is_an_import_error(monkeypatch):
-    """With the function's name."""
+    """The error has the function's name."""
     module = types.ModuleType("only_here")
     exec("def function(): pass", module.__dict__)
     monkeypatch.setitem(sys.modules, "only_here", module)
     call = pickle_call(module.function, (), {})
     monkeypatch.delitem(sys.modules, "only_here")
-    succeeded, error, text = pickle.loads(run_call(call))
+    succeeded, error, text = outcome_of(call)
     assert not succeeded
     assert isinstance(error, ImportError)
     assert "only_here.function" in str(error)
@@ -52,23 +64,23 @@ def test_module_that_is_not_there_is_an_import_error(monkeypatch):
 
 
 def test_result_that_cannot_be_sent_is_a_type_error():
-    """With the reason."""
+    """The error has the function's name and the reason."""
     succeeded, error, _ = outcome(calls.return_a_lock)
     assert not succeeded
     assert isinstance(error, TypeError)
     assert "return_a_lock returned" in str(error) and "lock" in str(error)
 
 
-def test_exception_that_cannot_say_what_it_is_is_told():
-    """By its name, at least."""
+def test_exception_whose_text_cannot_be_made_is_named():
+    """The name of its class is known all the same."""
     succeeded, error, _ = outcome(calls.raise_silent)
     assert not succeeded
     assert isinstance(error, TypeError)
     assert "Silent" in str(error)
 
 
-def test_exception_that_cannot_be_made_again_is_told():
-    """Its own text and traceback are in the TypeError that comes in its place."""
+def test_exception_that_cannot_be_unpickled_is_described():
+    """A TypeError comes in its place, with its text and its traceback."""
     succeeded, error, text = outcome(calls.raise_picky)
     assert not succeeded
     assert isinstance(error, TypeError)

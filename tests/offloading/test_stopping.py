@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
+import queue
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,16 +13,16 @@ from typing import Any
 import pytest
 
 from threaded_echo import ClientHandler, ServerStopping, ThreadedTCPServer, WorkerDied
-from threaded_echo.offloading.calls import _Bell
+from threaded_echo.offloading import calls as offloading
 
 from .. import calls
 from ..conftest import LOOPBACK
-from .tools import executor_of, meet_at, meeting_server, occupied, wait_for
-from ..tools import Gate, connect, receive, receive_all, running, together, wait_until
+from .tools import calling, executor_of, meet_at, meeting_server, occupied, wait_for
+from ..tools import GUARD, Gate, connect, receive, receive_all, running, together, wait_until
 
 
 def test_workers_are_there_before_the_first_client(serve):
-    """So that none waits for a process to start."""
+    """No client waits for a process to start."""
     server = serve(ClientHandler, executor=2)
     assert len(multiprocessing.active_children()) == 2
     server.stop()
@@ -29,7 +30,7 @@ def test_workers_are_there_before_the_first_client(serve):
 
 
 def test_workers_are_started_for_handle_request(meeting):
-    """A program's own loop has them as well."""
+    """A program's own loop finds them as well."""
     handler = meet_at(meeting)
     with ThreadedTCPServer(LOOPBACK, handler, executor=1) as server, running(server.handle_request):
         with connect(server) as client:
@@ -40,25 +41,27 @@ def test_workers_are_started_for_handle_request(meeting):
 
 
 def test_workers_that_cannot_start_fail_the_start(monkeypatch):
-    """With what to do about it; the server can be closed."""
-    monkeypatch.setattr("threaded_echo.offloading.processes.work", calls.end_as_it_starts)
+    """The error says what to do. The server can be closed."""
+    monkeypatch.setattr("threaded_echo.offloading.worker.work", calls.end_as_it_starts)
     with ThreadedTCPServer(LOOPBACK, executor=2) as server, pytest.raises(WorkerDied, match="__main__"):
         server.start()
 
 
 def test_stop_while_workers_start_ends_them(monkeypatch):
-    """However long they take."""
-    monkeypatch.setattr("threaded_echo.offloading.processes.work", calls.say_nothing)
+    """However long they take, the stop does not wait for them."""
+    monkeypatch.setattr("threaded_echo.offloading.worker.work", calls.say_nothing)
     with ThreadedTCPServer(LOOPBACK, executor=1) as server:
-        with running(lambda: pytest.raises(RuntimeError, server.start)):
-            while not server._threaded_state.offloads._workers._held:
+        offloads = server._threaded_state.offloads
+        with calling(server.start) as outcome:
+            while offloads._workers is None or not offloads._workers._held:
                 threading.Event().wait(0.001)
             server.stop(0)
+        assert isinstance(outcome[0], RuntimeError)
         assert not multiprocessing.active_children()
 
 
 def test_server_that_serves_again_has_workers_again(serve):
-    """After shutdown() there are none; calls say so."""
+    """After shutdown() there are none, and calls raise ServerStopping until it serves again."""
     server = serve(ClientHandler, executor=1)
     server.shutdown()
     assert not multiprocessing.active_children()
@@ -70,7 +73,7 @@ def test_server_that_serves_again_has_workers_again(serve):
 
 @pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
 def test_no_call_begins_after_the_stop(kind):
-    """A handler that goes on computing meets the stop at its next call."""
+    """A handler that goes on computing gets ServerStopping from its next call."""
     with executor_of(kind) as executor:
         server = ThreadedTCPServer(LOOPBACK, executor=executor)
         server.stop()
@@ -79,7 +82,7 @@ def test_no_call_begins_after_the_stop(kind):
 
 
 def test_server_that_never_served_can_offload():
-    """Its workers start with the first call, and end with the server."""
+    """Its workers start with the first call, and end when the server is closed."""
     with ThreadedTCPServer(LOOPBACK, executor=1) as server:
         assert server.offload(calls.square, 3) == 9
     assert not multiprocessing.active_children()
@@ -87,7 +90,7 @@ def test_server_that_never_served_can_offload():
 
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_call_that_ends_during_the_drain_gets_its_reply_out(kind, meeting):
-    """A stop waits for it as for any handler in the middle of its work."""
+    """A stop waits for it, as for any handler that is in the middle of its work."""
     with meeting_server(kind, meeting) as server:
         with connect(server) as client:
             client.sendall(b"\n")
@@ -100,7 +103,7 @@ def test_call_that_ends_during_the_drain_gets_its_reply_out(kind, meeting):
 
 @pytest.mark.parametrize("kind", ["workers", "threads", "submit"])
 def test_stop_gives_up_calls_after_the_drain(kind, meeting, caplog):
-    """Those that run, and those that wait, which never begin; no survivor, no failure, a line each at info level."""
+    """They raise ServerStopping, which is no failure and is logged at INFO. Those that wait never begin."""
     caplog.set_level(logging.INFO, "threaded_echo")
     handler = meet_at(meeting)
     with executor_of(kind) as executor:
@@ -127,7 +130,7 @@ def test_stop_gives_up_calls_after_the_drain(kind, meeting, caplog):
 
 
 def test_stop_cancels_what_an_executor_has_queued(meeting):
-    """Where the executor can."""
+    """The executor can cancel what it has not begun."""
     handler = meet_at(meeting)
     with ThreadPoolExecutor(1) as executor:
         server = ThreadedTCPServer(LOOPBACK, handler, executor=executor).start()
@@ -142,69 +145,70 @@ def test_stop_cancels_what_an_executor_has_queued(meeting):
 
 
 def test_stop_as_a_call_is_queued_ends_it(serve):
-    """In a signal handler, say, that comes in between."""
+    """It comes in a signal handler, say, when the call is listed and does not wait yet."""
     class Queue(deque):
-        """Where a stop comes."""
+        """A queue whose append a stop follows at once."""
 
-        def append(self, call):
-            """Let it come now."""
-            offloads._workers.give_up()
-            super().append(call)
+        def append(self, turn):
+            """Queue the call, and stop."""
+            super().append(turn)
+            turn.call.period.force()
+            offloads.give_up()
 
     gate = Gate()
     server = serve(ClientHandler, max_offloads=1)
     offloads = server._threaded_state.offloads
-    offloads._queue = Queue()
-
     with occupied(server, gate):
+        offloads._queue = Queue()
         with pytest.raises(ServerStopping):
             server.offload(calls.square, 2)
 
 
-def test_stop_while_the_bell_is_made_is_noticed(serve, monkeypatch):
-    """And the bell does not stay."""
-    gate = Gate()
-    server = serve(ClientHandler, max_offloads=1)
-
-    def make_late() -> _Bell:
-        """Let a stop come first."""
-        server._threaded_state.offloads.give_up()
-        return _Bell()
-
-    with occupied(server, gate):
-        monkeypatch.setattr("threaded_echo.offloading.calls._Bell", make_late)
-        with pytest.raises(ServerStopping):
-            server.offload(calls.square, 3)
-
-
-def test_stop_that_is_over_still_ends_a_wait(serve, monkeypatch):
-    """A thread that comes to itself late meets ServerStopping, though the server serves again."""
+def test_call_of_an_ended_period_raises_though_the_server_serves_again(serve, monkeypatch):
+    """Its thread runs again only after the stop."""
     gate, late = Gate(), threading.Event()
     server = serve(ClientHandler, max_offloads=1)
-    errors: list[BaseException] = []
 
-    def wait_late(bell, client):
-        """Stand for a thread that is slow to wake up."""
-        here = wait(bell, client)
+    def wait_late(waker, client):
+        """Be a thread that takes long to run again."""
+        is_connected = wait(waker, client)
         wait_until(late)
-        return here
+        return is_connected
 
-    def call() -> None:
-        """Wait for a place."""
-        try:
-            server.offload(calls.square, 1)
-        except ServerStopping as error:
-            errors.append(error)
-
-    wait = _Bell.wait
-    monkeypatch.setattr(_Bell, "wait", wait_late)
+    wait = offloading.wait_until_set
+    monkeypatch.setattr(offloading, "wait_until_set", wait_late)
     with occupied(server, gate):
-        with running(call):
+        with calling(server.offload, calls.square, 1) as outcome:
             wait_for(server, lambda stats: stats.offloads_waiting == 1)
             server.shutdown()
             server.start()
             late.set()
-        assert len(errors) == 1
+        assert isinstance(outcome[0], ServerStopping)
+
+
+def test_survivor_of_a_stop_offloads_no_more(serve):
+    """It raises ServerStopping also when the server serves again, and the new clients' calls work."""
+    outcomes: queue.SimpleQueue[object] = queue.SimpleQueue()
+    gate = Gate(lambda handler: outcomes.put(attempt(handler.server)))
+
+    def attempt(server: ThreadedTCPServer) -> object:
+        """Offload, and return the result or the exception."""
+        try:
+            return server.offload(calls.square, 3)
+        except ServerStopping as error:
+            return type(error)
+
+    server = serve(gate.handler, drain_timeout=0, force_timeout=0, reuse_threads=False)
+    with connect(server):
+        wait_until(gate.entered)
+        thread = server.clients[1].thread
+        server.shutdown()
+        server.start()
+        assert server.offload(calls.square, 3) == 9
+        gate.release.set()
+        assert outcomes.get(timeout=GUARD) is ServerStopping
+        thread.join(GUARD)
+        assert not thread.is_alive()
 
 
 def test_stop_between_the_submit_and_the_wait_is_noticed(serve):
@@ -214,7 +218,9 @@ def test_stop_between_the_submit_and_the_wait_is_noticed(serve):
 
         def submit(self, function):
             """Stop."""
-            server._threaded_state.offloads.give_up()
+            state = server._threaded_state
+            state.stopping.period.force()
+            state.offloads.give_up()
             return Future()
 
     server = serve(ClientHandler, executor=Executor())
@@ -223,7 +229,7 @@ def test_stop_between_the_submit_and_the_wait_is_noticed(serve):
 
 
 def test_dropped_server_leaves_no_worker():
-    """Nobody has closed it."""
+    """Its workers end though nobody has closed it."""
     server = ThreadedTCPServer(LOOPBACK, executor=1)
     server.offload(calls.square, 1)
     server.socket.close()
@@ -233,11 +239,11 @@ def test_dropped_server_leaves_no_worker():
 
 
 def test_two_callers_of_a_stop_both_find_the_workers_gone(serve):
-    """Whoever ends them."""
+    """Each caller returns after the workers have ended, whichever of them ends them."""
     server = serve(ClientHandler, executor=2)
 
     def stop() -> list[Any]:
-        """Stop, and look."""
+        """Stop, and return the workers that are left."""
         server.stop()
         return multiprocessing.active_children()
 

@@ -1,4 +1,4 @@
-"""Offloaded calls that wait for their turn: order, limits, clients that go, interrupts."""
+"""Offloaded calls that wait for a slot: order, limits, clients that leave, interrupts."""
 from __future__ import annotations
 
 import queue
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from threaded_echo import ClientHandler, OffloadRefused, ThreadedTCPServer
-from threaded_echo.offloading.calls import _Bell
+from threaded_echo.offloading import calls as offloading
 
 from .. import calls
 from ..conftest import LOOPBACK
@@ -21,7 +21,7 @@ from ..tools import GUARD, Gate, ask, connect, receive, receive_all, running, wa
 
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_queued_call_of_a_client_that_has_gone_is_cancelled(kind, meeting):
-    """The calls of the others are not."""
+    """The calls of the other clients run."""
     with meeting_server(kind, meeting) as server:
         clients = [connect(server) for _ in range(4)]
         for client in clients[:2]:
@@ -43,7 +43,7 @@ def test_queued_call_of_a_client_that_has_gone_is_cancelled(kind, meeting):
 
 
 def test_queued_call_of_a_disconnected_client_is_cancelled(meet, meeting):
-    """By the program, in place of by the client."""
+    """It is the program that ends the connection, not the client."""
     server = meet(executor=1)
     with connect(server) as one, connect(server) as other:
         one.sendall(b"\n")
@@ -58,24 +58,24 @@ def test_queued_call_of_a_disconnected_client_is_cancelled(meet, meeting):
 
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_running_call_of_a_client_that_has_gone_goes_on(kind, meeting):
-    """There is nobody who could end it, and its place is free once it is done."""
+    """Nothing can end it, and its slot is free when it is done."""
     with meeting_server(kind, meeting) as server:
         client = connect(server)
         client.sendall(b"\n")
         meeting.welcome()
         reset(client)
-        wait_for(server, lambda stats: all(client.is_lost() for client in server.clients.values()))
+        wait_for(server, lambda stats: all(client._connection.is_lost() for client in server.clients.values()))
         meeting.dismiss()
         wait_for(server, lambda stats: stats.offloads_done == 1)
 
 
 @pytest.mark.parametrize("kind", ["workers", "threads"])
 def test_handler_that_has_closed_its_connection_can_offload(kind):
-    """Its descriptor's number is another's by then."""
+    """The descriptor's number may be another connection's by then."""
     results: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     class Handler(ClientHandler):
-        """Says good-bye first."""
+        """Closes its connection first."""
 
         def handle(self):
             """Close, and compute."""
@@ -89,7 +89,7 @@ def test_handler_that_has_closed_its_connection_can_offload(kind):
 
 
 def test_half_closed_client_gets_its_answer(meet, meeting):
-    """It has sent all that it wants to, and waits."""
+    """It has sent all that it wants to, and waits for the answer."""
     server = meet(executor=1)
     with connect(server) as one, connect(server) as other:
         for client in (one, other):
@@ -102,7 +102,7 @@ def test_half_closed_client_gets_its_answer(meet, meeting):
 
 
 def test_calls_begin_in_the_order_in_which_they_came(meet, meeting):
-    """The first come is the first served."""
+    """The queue is first in, first out."""
     server = meet(executor=1)
     clients = [connect(server) for _ in range(4)]
     for number, client in enumerate(clients):
@@ -118,7 +118,7 @@ def test_calls_begin_in_the_order_in_which_they_came(meet, meeting):
 
 @pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
 def test_limit_makes_calls_wait(kind, meeting):
-    """No more than so many run, wherever they do."""
+    """No more than ``max_offloads`` run at once, in any kind of executor."""
     with meeting_server(kind, meeting, max_offloads=1) as server:
         with connect(server) as one, connect(server) as other:
             one.sendall(b"\n")
@@ -134,7 +134,7 @@ def test_limit_makes_calls_wait(kind, meeting):
 
 @pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
 def test_limit_can_refuse_calls(kind, meeting):
-    """Those that wait for a worker count as well; the client stays, and may try again."""
+    """Calls that wait for a worker count as well. The client stays connected, and may try again."""
     handler = meet_at(meeting)
     with executor_of(kind) as executor:
         server = ThreadedTCPServer(LOOPBACK, handler, executor=executor, max_offloads=3, at_offload_limit="refuse")
@@ -159,20 +159,20 @@ def test_limit_can_refuse_calls(kind, meeting):
                 client.close()
 
 
-def test_two_places_that_come_free_at_once_are_both_taken(serve, monkeypatch):
-    """Though the same call was rung for both of them."""
+def test_two_slots_that_become_free_at_once_are_both_taken(serve, monkeypatch):
+    """The call at the head of the queue is woken for both of them, and wakes the next one."""
     gates = [Gate() for _ in range(4)]
     server = serve(ClientHandler, max_offloads=2)
     woken = threading.Event()
 
-    def wait_late(bell, client):
-        """Stand for a thread that is slow to wake up."""
-        here = wait(bell, client)
+    def wait_late(waker, client):
+        """Be a thread that takes long to run again."""
+        is_connected = wait(waker, client)
         wait_until(woken)
-        return here
+        return is_connected
 
-    wait = _Bell.wait
-    monkeypatch.setattr(_Bell, "wait", wait_late)
+    wait = offloading.wait_until_set
+    monkeypatch.setattr(offloading, "wait_until_set", wait_late)
     with ExitStack() as stack:
         threads = [stack.enter_context(running(server.offload, stay, gate)) for gate in gates[:2]]
         for gate in gates[:2]:
@@ -190,21 +190,21 @@ def test_two_places_that_come_free_at_once_are_both_taken(serve, monkeypatch):
             gate.release.set()
 
 
-def test_call_that_is_rung_for_nothing_waits_on(serve):
-    """What has rung it may have been interrupted in the middle."""
+def test_call_that_is_woken_for_nothing_waits_on(serve):
+    """A stop of an earlier period wakes every call, for example."""
     gate = Gate()
     server = serve(ClientHandler, max_offloads=1)
 
     with occupied(server, gate):
         with running(server.offload, calls.square, 2):
             wait_for(server, lambda stats: stats.offloads_waiting == 1)
-            server._threaded_state.offloads._queue[0].bell.ring()
+            server._threaded_state.offloads.give_up()
             gate.release.set()
     assert server.stats().offloads_done == 2
 
 
 def test_refusal_names_the_limit(meet, meeting):
-    """In its message."""
+    """The message has the number."""
     server = meet(max_offloads=1, at_offload_limit="refuse")
     with connect(server) as client:
         client.sendall(b"\n")
@@ -214,24 +214,8 @@ def test_refusal_names_the_limit(meet, meeting):
         meeting.dismiss()
 
 
-def test_place_that_comes_free_while_the_bell_is_made_is_taken(serve, monkeypatch):
-    """Nobody would ring that bell."""
-    gate = Gate()
-    server = serve(ClientHandler, max_offloads=1)
-
-    def make_late() -> _Bell:
-        """Let the place come free first."""
-        gate.release.set()
-        thread.join(GUARD)
-        return _Bell()
-
-    with occupied(server, gate) as thread:
-        monkeypatch.setattr("threaded_echo.offloading.calls._Bell", make_late)
-        assert server.offload(calls.square, 3) == 9
-
-
-def test_calls_within_calls_do_not_wait_for_their_own_place(serve, meeting):
-    """The thread has one; who waits for it gets it when the outer call is over."""
+def test_calls_within_calls_do_not_wait_for_their_own_slot(serve, meeting):
+    """They use the outer call's slot, and the next call gets it when the outer one is over."""
     server = serve(ClientHandler, max_offloads=1, at_offload_limit="refuse")
     assert server.offload(server.offload, server.offload, calls.square, 3) == 9
     server.at_offload_limit = "wait"
@@ -245,21 +229,21 @@ def test_calls_within_calls_do_not_wait_for_their_own_place(serve, meeting):
             meeting.dismiss()
 
 
-@pytest.mark.parametrize("moment", ["queued", "given its turn"])
-def test_interrupted_wait_gives_its_place_back(serve, monkeypatch, moment):
-    """What a signal handler raises in a thread that waits must not cost the others their turn."""
+@pytest.mark.parametrize("moment", ["queued", "woken"])
+def test_interrupted_wait_costs_the_others_no_slot(serve, monkeypatch, moment):
+    """A signal handler may raise in a thread that waits, also after that has been woken to take a slot."""
     gate = Gate()
     server = serve(ClientHandler, max_offloads=1)
     offloads = server._threaded_state.offloads
 
-    def interrupt(bell, client):
-        """Stand for the signal."""
-        if moment != "queued":
+    def interrupt(waker, client):
+        """Raise as a signal handler does."""
+        if moment == "woken":
             gate.release.set()
-            assert select.select([bell._waker], [], [], GUARD)[0]
+            assert select.select([waker], [], [], GUARD)[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("threaded_echo.offloading.calls._Bell.wait", interrupt)
+    monkeypatch.setattr(offloading, "wait_until_set", interrupt)
     with occupied(server, gate):
         with pytest.raises(KeyboardInterrupt):
             server.offload(calls.square, 1)
@@ -268,8 +252,23 @@ def test_interrupted_wait_gives_its_place_back(serve, monkeypatch, moment):
     assert offloads.count() == (0, 0, 2, 1)
 
 
-def test_bell_without_poll_waits_too(serve, monkeypatch, meeting):
-    """As on Windows, where nothing tells that a client has gone."""
+def test_call_that_cannot_have_a_waker_is_not_queued(serve, monkeypatch):
+    """Out of descriptors, it raises OSError, and the queue goes on without it."""
+    def fail() -> None:
+        """Be out of descriptors."""
+        raise OSError(24, "Too many open files")
+
+    gate = Gate()
+    server = serve(ClientHandler, max_offloads=1)
+    monkeypatch.setattr(offloading, "Waker", fail)
+    with occupied(server, gate):
+        with pytest.raises(OSError, match="Too many"):
+            server.offload(calls.square, 1)
+        assert server._threaded_state.offloads.count() == (1, 0, 0, 1)
+
+
+def test_calls_wait_on_a_platform_without_poll(monkeypatch, meeting):
+    """On Windows, nothing reports that a client has gone."""
     monkeypatch.delattr(select, "poll")
     handler = meet_at(meeting)
     with ThreadPoolExecutor(1) as executor, ThreadedTCPServer(LOOPBACK, handler, executor=executor).start() as server:

@@ -8,12 +8,15 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 
 from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer
+from threaded_echo.clients.period import Period
+from threaded_echo.offloading.processes import Workers
+from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 from ..tools import GUARD, LOOPBACK, Gate, Meeting, running, wait_until
@@ -35,7 +38,7 @@ class Meet(LineHandler):
 
 
 class Submitter:
-    """An executor as simple as they come: a thread a call, a ``cancel`` without effect, nothing but ``submit``."""
+    """An executor that has only ``submit``: a thread for each call, and futures that cannot be cancelled."""
 
     def __init__(self) -> None:
         self.threads: list[threading.Thread] = []
@@ -43,7 +46,7 @@ class Submitter:
     def submit(self, function, /, *args, **kwargs):
         """Call it in a thread."""
         class Obstinate(Future):
-            """Says that it is cancelled, and goes on."""
+            """A future that cannot be cancelled."""
 
             def cancel(self):
                 """Do nothing."""
@@ -102,7 +105,7 @@ def meeting_server(kind: str, meeting: Meeting, **options: Any) -> Iterator[Thre
 
 
 def wait_for(server: ThreadedTCPServer, what: Callable[[Any], bool]) -> None:
-    """Wait until the statistics say so: there is no event for what happens inside."""
+    """Poll the statistics until ``what`` is true of them: the server reports no event for what happens inside."""
     for _ in range(int(GUARD * 100)):
         if what(server.stats()):
             return
@@ -111,14 +114,14 @@ def wait_for(server: ThreadedTCPServer, what: Callable[[Any], bool]) -> None:
 
 
 def stay(gate: Gate) -> None:
-    """Hold a place until the gate opens."""
+    """Keep a slot until the gate opens."""
     gate.entered.set()
     wait_until(gate.release)
 
 
 @contextmanager
 def occupied(server: ThreadedTCPServer, gate: Gate) -> Iterator[threading.Thread]:
-    """Have a call that holds a place until the gate opens, or the context is left."""
+    """Run a call that keeps its slot until the gate opens, or the context is left."""
     with running(server.offload, stay, gate) as thread:
         wait_until(gate.entered)
         try:
@@ -128,9 +131,42 @@ def occupied(server: ThreadedTCPServer, gate: Gate) -> Iterator[threading.Thread
 
 
 def reset(client: socket.socket) -> None:
-    """Close a connection so that the other side knows at once."""
+    """Close a connection by a reset, which the other side notices at once."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
+
+
+@contextmanager
+def pool(count: int = 0, period: Period | None = None) -> Iterator[Workers]:
+    """Have so many workers, and end them and all others that have been started."""
+    made, period = Workers(), period or Period()
+    try:
+        made.start(count, period, nullcontext)
+        yield made
+    finally:
+        period.force()
+        made.close()
+
+
+def call_in(workers: Workers, function: Callable[..., Any], /, *args: Any, period: Period | None = None) -> Any:
+    """Call a function in a worker."""
+    with pickle_call(function, args, {}) as message:
+        return workers.call(message, 3, period or Period(), nullcontext)
+
+
+@contextmanager
+def calling(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[list[Any]]:
+    """Call a function in a thread. Its result or exception is in the list when the context is left."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(target(*args, **kwargs))
+        except BaseException as error:
+            outcome.append(error)
+
+    with running(run):
+        yield outcome
 
 
 KINDS = ["inline", "workers", "threads", "submit", "processes"]

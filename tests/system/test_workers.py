@@ -1,4 +1,4 @@
-"""Worker processes as whole programs see them: ended with the server, however it ends, and deaf to a terminal."""
+"""Worker processes in whole programs: they end with the server, however it ends, and ignore a terminal's interrupt."""
 from __future__ import annotations
 
 import os
@@ -22,8 +22,8 @@ from threaded_echo import LineHandler, ThreadedTCPServer
 
 class Handler(LineHandler):
     def process(self, line):
-        if line == b"backtrack":
-            self.offload(calls.backtrack)
+        if line == b"compute":
+            self.offload(calls.{busy})
         return self.offload(calls.meet, ("127.0.0.1", int(line)))
 
 if __name__ == "__main__":
@@ -64,17 +64,18 @@ def children(process: subprocess.Popen[str]) -> set[int]:
 
 
 @contextmanager
-def busy_server(tmp_path: Path, ending: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """Run a server with a worker that waits, one that computes in C, and one that is idle; yield it, and watches."""
+def busy_server(tmp_path: Path, ending: str,
+                busy: str = "spin") -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """Run a server with a worker that waits, one that computes, and one that is idle; yield it, and watches."""
     script = tmp_path / "script.py"
-    script.write_text(SERVER.format(ending=ending))
+    script.write_text(SERVER.format(ending=ending, busy=busy))
     meeting = Meeting()
     with ExitStack() as stack:
         stack.callback(meeting.close)
         stack.enter_context(pytest.MonkeyPatch.context()).setenv("PYTHONPATH", str(CHECKOUT))
         process = stack.enter_context(program(sys.executable, str(script)))
         address = ("127.0.0.1", int(next_line(process)))
-        for call in (b"backtrack", b"%d" % meeting.address[1]):
+        for call in (b"compute", b"%d" % meeting.address[1]):
             stack.enter_context(connect(address)).sendall(call + b"\n")
         meeting.welcome()
         yield process, stack.enter_context(watching(*children(process)))
@@ -83,7 +84,7 @@ def busy_server(tmp_path: Path, ending: str) -> Iterator[tuple[subprocess.Popen[
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches processes by Linux's means")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
 def test_workers_end_with_a_server_that_is_killed(tmp_path, number):
-    """Whether they are idle, wait, or compute in C; multiprocessing's own helper, too."""
+    """They may be idle, wait, or compute. multiprocessing's own helper process ends, too."""
     with busy_server(tmp_path, "") as (process, watches):
         assert len(watches) >= 4
         process.send_signal(number)
@@ -92,10 +93,15 @@ def test_workers_end_with_a_server_that_is_killed(tmp_path, number):
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches processes by Linux's means")
-@pytest.mark.parametrize("ending", ["server.stop(0)", "sys.exit()", "raise KeyboardInterrupt", "os._exit(0)"])
-def test_workers_end_with_a_server_that_ends_otherwise(tmp_path, ending):
-    """By a stop, and by a script that forgets it."""
-    with busy_server(tmp_path, f"import os; {ending}") as (process, watches):
+@pytest.mark.parametrize(("ending", "busy"), [
+    ("server.stop(0)", "backtrack"),
+    ("sys.exit()", "backtrack"),
+    ("raise KeyboardInterrupt", "backtrack"),
+    ("os._exit(0)", "spin"),  # nothing kills the workers: one that keeps the interpreter's lock would not notice
+])
+def test_workers_end_with_a_server_that_ends_by_itself(tmp_path, ending, busy):
+    """It may be stopped, or its script may forget that. A worker that computes in C is killed."""
+    with busy_server(tmp_path, f"import os; {ending}", busy) as (process, watches):
         assert process.stdin is not None
         process.stdin.close()
         process.wait(GUARD)
@@ -103,7 +109,7 @@ def test_workers_end_with_a_server_that_ends_otherwise(tmp_path, ending):
 
 
 def test_interrupt_of_a_terminal_reaches_the_server_alone(tmp_path):
-    """It goes to the whole process group: the workers go on, and the server stops as it does without any."""
+    """It goes to the whole process group. The workers go on, and the server stops as one without workers does."""
     (tmp_path / "handlers.py").write_text(
         "from threaded_echo import LineHandler\nfrom tests import calls\n\n"
         "class Meet(LineHandler):\n"
@@ -133,16 +139,17 @@ def test_interrupt_of_a_terminal_reaches_the_server_alone(tmp_path):
         assert errors == ""
 
 
-def test_script_without_a_guard_is_told(tmp_path):
-    """At once, with what to do."""
+def test_script_without_a_guard_is_an_error(tmp_path):
+    """The error comes at once, and says what to do."""
     script = tmp_path / "unguarded.py"
     script.write_text(UNGUARDED)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=GUARD,
                           env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("threaded_echo.offloading.processes.WorkerDied: a worker process has ended as it")
-    assert "__main__" in done.stderr.splitlines()[-1]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("threaded_echo.errors.WorkerDied: a worker process has ended as it")
+    assert "__main__" in last
 
 
 def test_function_of_the_script_itself_can_be_offloaded(tmp_path):
@@ -164,7 +171,7 @@ if __name__ == "__main__":
 
 
 def test_program_ends_though_calls_go_on(tmp_path):
-    """Its threads may start a worker when the interpreter has begun to end, which nothing must wait for."""
+    """Its threads may start a worker when the interpreter has begun to end. Nothing waits for that one."""
     script = tmp_path / "script.py"
     script.write_text("""
 import atexit
@@ -196,7 +203,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_workers_end_with_a_server_whose_forked_child_lives(tmp_path):
-    """It keeps open what the server's death would have closed."""
+    """The child keeps open the pipe that the server's death would have closed."""
     script = tmp_path / "script.py"
     script.write_text("""
 import os
@@ -223,7 +230,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_forked_process_leaves_the_workers_alone(tmp_path):
-    """It has its own, and ends them at its exit."""
+    """It has workers of its own, and ends them at its exit."""
     script = tmp_path / "script.py"
     script.write_text("""
 import os
@@ -246,16 +253,16 @@ if __name__ == "__main__":
     assert (done.returncode, done.stdout) == (0, "True\n")  # on standard error, multiprocessing itself complains
 
 
-def test_script_from_standard_input_is_told():
-    """Nobody can import it."""
+def test_script_from_standard_input_is_an_error():
+    """A worker cannot import it."""
     done = subprocess.run([sys.executable, "-"], input=UNGUARDED, capture_output=True, text=True, timeout=GUARD,
                           cwd=CHECKOUT)
     assert done.returncode == 1
     assert "has to be a file" in done.stderr.splitlines()[-1]
 
 
-def test_function_of_a_command_is_told():
-    """What comes as an argument cannot be imported either, and is no script that a worker would miss."""
+def test_function_of_a_command_is_an_error():
+    """A worker cannot import it either, but starts without it."""
     code = """
 from threaded_echo import ThreadedTCPServer
 

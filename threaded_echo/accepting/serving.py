@@ -22,7 +22,7 @@ def serve_forever(server: Any, poll_interval: float | None) -> None:
         if not state.stopping.begin_serving(loop, server.fileno):
             return
         check_listening(server)
-        state.offloads.open(server.executor, loop.period)
+        state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
         unblock(server)
@@ -63,7 +63,7 @@ def handle_request(server: Any) -> None:
     try:
         if not state.stopping.begin_serving(loop, server.fileno):
             return
-        state.offloads.open(server.executor, loop.period)
+        state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
         unblock(server)

@@ -1,4 +1,12 @@
-"""What runs in a worker process; `workers` is the other side."""
+"""What runs in a worker process. The server's side is in `worker`.
+
+Invariants:
+
+- The worker answers each message in turn: `BEGUN` when it has received a call, then the call's outcome.
+- Whatever a call raises goes back to the server; only the end of the pipe ends the worker.
+- The worker ends when the server's process has ended. A function in C that keeps the interpreter's lock delays this
+  until it returns.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -11,15 +19,20 @@ import traceback
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from .messages import Message, Received
+
+READY = b"ready"
+"""What a worker sends when it has started."""
+
 BEGUN = b"begun"
-"""What a worker says when it has received a call: from here on, its death has cost that."""
+"""What a worker sends when it has received a call. If it dies later, the call is lost."""
 
 NICENESS = 10
-"""How much lower a worker's priority is: replies go first, and idle processors are used all the same."""
+"""How much a worker lowers its priority: the server's replies go first, and the workers use what is left."""
 
 
 def work(connection: Connection) -> None:  # pragma: no cover - in another process, where nothing measures it
-    """Run calls until the server hangs up."""
+    """Run calls until the server closes its end of the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server alone decides what a terminal's interrupt means
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -30,61 +43,62 @@ def work(connection: Connection) -> None:  # pragma: no cover - in another proce
         os.register_at_fork(after_in_child=connection.close)
     end_with_the_server()
     with contextlib.suppress(EOFError, OSError):
-        connection.send_bytes(b"ready")
+        connection.send_bytes(READY)
         while True:
-            call = connection.recv_bytes()
-            connection.send_bytes(BEGUN)
-            connection.send_bytes(run_call(call))
+            with Received(connection) as call:
+                connection.send_bytes(BEGUN)
+                outcome = run_call(call)
+            with outcome:
+                outcome.send(connection)
 
 
 def end_with_the_server() -> None:  # pragma: no cover - as before
-    """End this process, in whatever it does, once the server's has ended."""
+    """End this process, whatever it is doing, when the server's process has ended."""
     server = multiprocessing.parent_process()
     assert server is not None, "this is no worker"
-    with contextlib.suppress(ImportError, AttributeError, OSError):
-        # The kernel's own doing, also while a call in C keeps every Python thread from running: the pipe that ends with
-        # the server raises SIGIO, which ends a process that has not asked for anything else (fcntl(2), O_ASYNC).
-        import fcntl
-        fcntl.fcntl(server.sentinel, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(server.sentinel, fcntl.F_GETFL)
-        fcntl.fcntl(server.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
 
     def follow() -> None:
-        deaths: list[int] = [server.sentinel]
+        ends: list[int] = [server.sentinel]  # a pipe that ends with the server
         with contextlib.suppress(AttributeError, OSError):
-            # A process that the server has forked keeps that pipe open.
-            deaths.append(os.pidfd_open(server.pid or 0))
-        if os.getppid() == server.pid:
-            wait(deaths)
+            # A process that the server has forked keeps that pipe open; this descriptor ends all the same.
+            ends.append(os.pidfd_open(server.pid or 0))
+        if os.getppid() == server.pid:  # otherwise it has ended, and its number may be another's
+            wait(ends)
         os._exit(1)
 
     threading.Thread(target=follow, name="threaded_echo end with the server", daemon=True).start()
 
 
-def run_call(call: bytes) -> bytes:
-    """Run a pickled call; return the pickled outcome: whether it succeeded, the result or exception, its traceback."""
-    name, rest = pickle.loads(call)
+def run_call(call: Received) -> Message:
+    """Run a call; return its outcome: whether it succeeded, the result or the exception, the exception's traceback."""
+    name = call.load()
     try:
-        function, args, kwargs = pickle.loads(rest)
+        function, args, kwargs = call.load()
     except Exception as error:  # whatever importing a module, or an object's own unpickling, raises
         reason = ImportError(f"a worker process cannot load {name}: {describe(error)}")
-        return pickle.dumps((False, reason, traceback.format_exc()))
+        return Message((False, reason, traceback.format_exc()))
     outcome: tuple[bool, Any, str]
     try:
         outcome = True, function(*args, **kwargs), ""
-    except BaseException as error:  # SystemExit, too, is the handler's
+    except BaseException as error:  # the handler's thread raises it, SystemExit included
         outcome = False, error, traceback.format_exc()
+    return pickle_outcome(name, outcome)
+
+
+def pickle_outcome(name: str, outcome: tuple[bool, Any, str]) -> Message:
+    """Pickle the outcome of a call; if it cannot be pickled, a TypeError in its place."""
     try:
-        pickled = pickle.dumps(outcome)
+        message = Message(outcome)
         if not outcome[0]:
-            pickle.loads(pickled)  # an exception whose __init__ wants more than its args cannot be made again
-        return pickled
+            # An exception whose __init__ has other parameters than its args can be pickled, but not unpickled.
+            pickle.loads(message.data)
+        return message
     except Exception as error:  # whatever an object's own pickling raises
         what = "returned" if outcome[0] else f"raised, {describe(outcome[1])},"
         unsendable = TypeError(f"what {name} {what} cannot be sent back: {describe(error)}")
-        return pickle.dumps((False, unsendable, outcome[2]))
+        return Message((False, unsendable, outcome[2]))
 
 
 def describe(error: BaseException) -> str:
-    """Say what an exception is, also where its own ``__str__`` fails."""
+    """Return an exception's type and text, or only its type if its own ``__str__`` fails."""
     return "".join(traceback.format_exception_only(error)).strip()

@@ -1,0 +1,244 @@
+"""One worker process, as the server sees it. The other side is in `child`.
+
+Invariants:
+
+- A worker is spawned, never forked: a forked one would keep the listening socket open.
+- One thread at a time holds a worker: it alone calls and ends it. Any thread may `kill` it, which the holder notices.
+- A worker runs one call at a time. Its death costs that call, and no call gets another one's result.
+- `end` collects the process, so that none is left as a zombie.
+
+`_children_lock` is the innermost lock: nothing waits while it is held.
+"""
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from ..errors import WorkerDied
+from .child import BEGUN, work
+from .messages import Message, Received
+
+START_TIMEOUT = 60.0
+"""Seconds that a worker may take to import the program's modules before it counts as failed."""
+
+END_TIMEOUT = 1.0
+"""Seconds that a stop waits for idle workers to return, and for each one that it has killed."""
+
+interpreter_ends = threading.Event()
+"""Set when the interpreter has begun to end."""
+
+# Held while a process is started, killed or collected. multiprocessing's set of child processes is not safe against two
+# threads that collect the same child, and a signal must not be sent to a process number that has been given to another
+# process. Re-entrant, since a signal handler may stop the server.
+_children_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """Make a new lock in a forked process, where another thread's would never be released."""
+    global _children_lock
+    _children_lock = threading.RLock()
+
+
+getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_renew_lock)
+
+
+def has_pidfd() -> bool:
+    """Return whether processes can be watched by pidfd_open(2): Linux 5.3 and later, if no sandbox forbids it."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+_HAS_PIDFD = has_pidfd()
+
+
+class NotBegun(Exception):
+    """Raised if a worker has ended before it received a call."""
+
+
+class _WorkerTraceback(Exception):
+    """The cause of an exception that was raised in a worker: its traceback there, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class Worker:
+    """A worker process."""
+
+    def __init__(self) -> None:
+        """Start the process. Raises OSError if no process or descriptor is available."""
+        context = multiprocessing.get_context("spawn")
+        self._ended = False  # guarded by _children_lock
+        self._connection: Connection
+        self._connection, theirs = context.Pipe()
+        # No daemon, since daemons may not have processes of their own. `processes` ends it with the interpreter.
+        self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
+        self._end = -1  # a descriptor that becomes readable when the process ends
+        self.exitcode: int | None = None  # known after `end`
+        try:
+            # The lock is released before SIGINT is unblocked: a handler that runs then must not find it taken.
+            with _sigint_blocked(), _children_lock:
+                self._process.start()
+                # multiprocessing's sentinel is a pipe, which a process that the worker has forked keeps open.
+                self._end = os.pidfd_open(self._process.pid or 0) if _HAS_PIDFD else self._process.sentinel
+        except BaseException:  # no process or descriptor is available, or a signal handler has raised
+            self.end()
+            raise
+        finally:
+            theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the worker can be called. Raises WorkerDied if it ends, or takes longer than START_TIMEOUT."""
+        try:
+            self._wait(START_TIMEOUT)
+            self._connection.recv_bytes()
+            return
+        except TimeoutError:
+            reason = f"is not ready after {START_TIMEOUT:.0f} s"
+        except (EOFError, OSError):
+            reason = "has ended as it started, and says why on standard error"
+        except BaseException:  # a signal handler has raised
+            self.end()
+            raise
+        self.end()
+        raise WorkerDied(f"a worker process {reason}. Each worker imports the script, which has to be a file, and to "
+                         "start its servers under «if __name__ == '__main__':»") from None
+
+    def call(self, call: Message) -> Any:
+        """Run a call, and return its result or raise its exception.
+
+        Raises WorkerDied if the process ends meanwhile, and NotBegun if it had ended before.
+        """
+        with self._exchange(call) as reply:
+            try:
+                succeeded, value, text = reply.load()
+            except Exception as error:  # whatever an object's own unpickling raises
+                raise TypeError(f"the result of an offloaded call cannot be loaded: {error}") from error
+        if succeeded:
+            return value
+        try:
+            raise value from (_WorkerTraceback(text) if text else None)
+        finally:
+            del value  # the exception's traceback refers to this frame, which would refer to the exception
+
+    def _exchange(self, call: Message) -> Received:
+        """Send a call, and return the reply."""
+        begun = False
+        try:
+            call.send(self._connection)
+            self._wait()
+            if self._connection.recv_bytes() != BEGUN:
+                raise EOFError
+            begun = True
+            return Received(self._connection, self._wait)
+        except (EOFError, OSError) as error:
+            self.end()
+            if begun:
+                raise WorkerDied(f"a worker process has died in a call, exit code {self.exitcode}") from None
+            raise NotBegun from error
+        except BaseException:  # a signal handler has raised: the next call must not get this one's reply
+            self.end()
+            raise
+
+    def _wait(self, timeout: float | None = None) -> None:
+        """Wait for data. Raises EOFError or OSError if the process has ended, TimeoutError after ``timeout`` s."""
+        ready = wait([self._connection, self._end], timeout)
+        if not ready:
+            raise TimeoutError
+        if self._connection not in ready:
+            raise EOFError
+
+    def is_alive(self) -> bool:
+        """Return whether the process is there to take a call."""
+        return not self._ended and not wait([self._end], 0)
+
+    def kill(self) -> None:
+        """End the process, whatever it is doing. *Thread safety*: any thread."""
+        with _children_lock:
+            if not self._ended:
+                self._process.kill()
+
+    def hang_up(self) -> None:
+        """Make an idle worker return."""
+        self._connection.close()
+
+    def end(self, timeout: float = 0) -> None:
+        """Collect the process; kill it if it is still running after ``timeout`` seconds. May be called again."""
+        self._connection.close()
+        if self._ended or self._process.pid is None:
+            return
+        if self._end < 0 or not wait([self._end], timeout):
+            self.kill()
+            wait([self._end if self._end >= 0 else self._process.sentinel], END_TIMEOUT)
+        deadline = time.monotonic() + END_TIMEOUT
+        while self._is_running() and time.monotonic() < deadline:
+            time.sleep(0.001)  # the sentinel is readable a moment before the process has ended
+        with _children_lock:
+            self._ended = True
+            self.exitcode = self._process.exitcode
+            if not interpreter_ends.is_set():  # multiprocessing then goes through all child processes itself
+                with contextlib.suppress(ValueError):  # still running, in a system call that nothing ends
+                    self._process.close()
+        self._close_pidfd()
+
+    def forget(self) -> None:
+        """Close the descriptors that a forked process has inherited. The worker is its parent's."""
+        self._ended = True
+        self._connection.close()
+        self._close_pidfd()
+
+    def _is_running(self) -> bool:
+        with _children_lock:
+            return self._process.is_alive()
+
+    def _close_pidfd(self) -> None:
+        if _HAS_PIDFD and self._end >= 0:
+            os.close(self._end)
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT while a process is started, since a terminal sends it to the workers too, until they ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        multiprocessing.resource_tracker.ensure_running()  # it unblocks SIGINT and SIGTERM when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+    """Pickle a call. Raises TypeError, with the reason and what to do, if that is not possible."""
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__  # not its repr, which may fail
+    name = f"{getattr(function, '__module__', '?')}.{name}"
+    try:
+        # The name goes first, for an error message if the rest cannot be loaded.
+        return Message(name, (function, args, kwargs))
+    except Exception as error:  # whatever an object's own pickling raises
+        advice = ("its arguments have to be objects that can be pickled" if _can_be_pickled(function) else
+                  "use a function of a module")
+        raise TypeError(f"{name} cannot be sent to a worker process: {advice} ({error})") from error
+
+
+def _can_be_pickled(function: Callable[..., Any]) -> bool:
+    try:
+        Message(function).close()
+    except Exception:  # as in pickle_call
+        return False
+    return True
