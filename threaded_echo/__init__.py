@@ -9,6 +9,8 @@ from .stopping import StopReport, Survivor
 from .clients.threads import current_client
 from .offloading.processes import WorkerDied
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Client",
     "ClientHandler",

@@ -17,6 +17,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import options
+from .accepting import signals
 from .handlers import LineTooLong
 from .observe.stats import ServerStats, take_stats
 from .offloading.calls import ServerStopping
@@ -75,6 +76,10 @@ class ThreadedMixIn(_Base):
     """What a call does at the limit that ``max_offloads`` sets: ``"wait"`` for its turn, in its own thread; or
     ``"refuse"``: raise `OffloadRefused` where so many are running, or waiting for a worker."""
 
+    logs_per_client: int | None = 100
+    """The most records at info level and above about one client in ten seconds. The rest is counted, and the count is
+    logged. ``None``: no limit."""
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         options.settle(cls)
@@ -93,6 +98,20 @@ class ThreadedMixIn(_Base):
         """
         self._threaded_state.serving.start(self.serve_forever)
         return self
+
+    def run(self, duration: float | None = None) -> StopReport:
+        """Serve until SIGINT, SIGTERM or ``duration`` seconds, then stop as `stop` does; return its report.
+
+        A second signal cuts the connections at once, as ``stop(0)`` does. ``None``: no limit to the time. Returns, too,
+        when a handler or another thread stops the server. Raises what `start` raises. Raises whatever else ends the
+        serving loop, once the server has been stopped. What it does is logged at a level between info and warning.
+
+        In another thread than the main one it obeys no signals. A signal that was ignored before stays ignored.
+        """
+        if duration is not None:
+            options.check_seconds("duration", duration)
+        report: StopReport = signals.run(self, duration)
+        return report
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Serve in this thread until `shutdown`, `server_close` or `stop`.

@@ -62,6 +62,7 @@ CHECKS: Mapping[str, Callable[[str, object], None]] = {
     "executor": _executor,
     "max_offloads": _limit,
     "at_offload_limit": _at_limit,
+    "logs_per_client": _limit,
 }
 
 # socketserver's own attributes, for which this package has another default. They are not in the mix-in's body, where
@@ -76,7 +77,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*CHECKS, "start", "stop", "stopping", "clients", "stats", "offload", "handle_error",
+_YIELDS = (*CHECKS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "handle_error",
            "process_request_thread")
 
 
