@@ -25,7 +25,7 @@ class Where(ClientHandler):
 
 
 def test_workers_compute_for_the_handler(named):
-    """What it offloads runs in another process, and they are gone at the end."""
+    """What the handler offloads runs in another process, and no process is left at the end."""
     def script(operator):
         """Ask for a worker's process."""
         assert int(ask(operator.address(), b"x")) != os.getpid()
@@ -37,14 +37,14 @@ def test_workers_compute_for_the_handler(named):
 
 
 def test_workers_that_cannot_start_are_an_exit_status(monkeypatch, capsys):
-    """With one line that says why."""
+    """One line says why, and the status is that of a failure."""
     monkeypatch.setattr("threaded_echo.offloading.processes.work", calls.end_as_it_starts)
     assert cli.main(["--port", "0", "--workers", "1"]) == cli.FAILED
     assert capsys.readouterr().err.startswith("threaded_echo: cannot serve: a worker process has ended as it starte")
 
 
 def test_handler_from_the_current_folder_serves(folder):
-    """A module beside which the command is run, and a class within a class."""
+    """The module is beside where the command is run, and the class is within another class."""
     (folder / "their_shout.py").write_text(
         "import threaded_echo\n"
         "class Outer:\n"
@@ -61,7 +61,7 @@ def test_handler_from_the_current_folder_serves(folder):
 
 
 def test_handler_is_found_where_the_folder_is_listed_already(folder, monkeypatch):
-    """As it is for `python -m`: it is not listed twice."""
+    """`python -m` has listed the current folder, which is not listed twice."""
     monkeypatch.syspath_prepend(os.getcwd())
     path = sys.path[:]
     assert cli.load_handler("threaded_echo:EchoHandler") is EchoHandler
@@ -83,7 +83,7 @@ def test_handler_is_found_where_the_folder_is_listed_already(folder, monkeypatch
      "'theirs:h' is not a handler: a subclass of socketserver.BaseRequestHandler is needed"),
 ])
 def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, capsys):
-    """In one line, with the reason."""
+    """One line on standard error tells the reason."""
     if source is not None:
         (folder / "theirs.py").write_text(source)
     assert run(["--port", "0", "--handler", name]) == (cli.FAILED, [])
@@ -112,7 +112,7 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["more"], "more"),
 ])
 def test_wrong_usage_is_an_exit_status(arguments, names, capsys):
-    """And the argument is named."""
+    """The status is 2, and the last line names the argument."""
     with pytest.raises(SystemExit) as raised:
         cli.main(arguments)
     assert raised.value.code == 2
@@ -120,7 +120,7 @@ def test_wrong_usage_is_an_exit_status(arguments, names, capsys):
 
 
 def test_help_names_the_defaults(capsys):
-    """They are the server's own."""
+    """The defaults in the help are the server's own."""
     with pytest.raises(SystemExit) as raised:
         cli.main(["--help"])
     assert raised.value.code == 0
@@ -130,7 +130,7 @@ def test_help_names_the_defaults(capsys):
 
 
 def test_module_that_is_run_is_the_command(monkeypatch, capsys):
-    """`python -m threaded_echo`."""
+    """`python -m threaded_echo` runs the command with the arguments of the process."""
     monkeypatch.setattr(sys, "argv", ["threaded_echo", "--port", "0", "--duration", "0"])
     monkeypatch.delitem(sys.modules, "threaded_echo.__main__")
     with pytest.raises(SystemExit) as raised:
