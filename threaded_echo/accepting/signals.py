@@ -166,7 +166,7 @@ def handled(obey: Callable[[int], object]) -> Iterator[None]:
             # In a process that a handler has forked, SIGTERM does what it did before. A SIGINT is ignored there: the
             # terminal's key sends it to all processes, and it is the server's to obey.
             signal.signal(number, before[number])
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
