@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+import threaded_echo
 from threaded_echo import ClientHandler, EchoHandler, ThreadedTCPServer
 from threaded_echo.command import run as cli
+from threaded_echo.command.arguments import parse, server_options
 
 from .. import calls
 from ..tools import ask
@@ -94,6 +96,13 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--port", "a"], "--port"),
     (["--port", "-1"], "--port"),
     (["--port", "65536"], "--port"),
+    (["--port", "\u0663"], "--port"),
+    (["--port", "9999", "--unix", "path"], "argument --port: not allowed with argument --unix"),
+    (["--duration", "-1"], "argument --duration: must be from 0 to "),
+    (["--duration", "soon"], "argument --duration: must be a number, not 'soon'"),
+    (["--workers", "1.5"], "argument --workers: must be a whole number, not '1.5'"),
+    (["--workers", "-2"], "argument --workers: must be at least one worker process: -2"),
+    (["--logs-per-client", "0"], "--logs-per-client"),
     (["--duration", "a"], "--duration"),
     (["--duration", "-1"], "--duration"),
     (["--duration", "nan"], "--duration"),
@@ -125,8 +134,25 @@ def test_help_names_the_defaults(capsys):
         cli.main(["--help"])
     assert raised.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for default in ("127.0.0.1", "9999", ThreadedTCPServer.drain_timeout, ThreadedTCPServer.force_timeout):
+    for default in ("127.0.0.1", "9999", ThreadedTCPServer.drain_timeout, ThreadedTCPServer.force_timeout,
+                    ThreadedTCPServer.logs_per_client):
         assert f"(default: {default})" in text
+
+
+def test_version_is_that_of_the_package(capsys):
+    """The name is in front of it."""
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"threaded_echo {threaded_echo.__version__}\n"
+
+
+def test_options_are_those_of_the_server():
+    """An option that is not given is left to the server."""
+    plain = server_options(parse([]))
+    assert plain == {"drain_timeout": 5.0, "force_timeout": 1.0, "logs_per_client": 100, "executor": None}
+    assert server_options(parse(["--one-cpu", "--workers", "2", "--drain-timeout", "7"])) == plain | {
+        "one_cpu": True, "executor": 2, "drain_timeout": 7.0}
 
 
 def test_module_that_is_run_is_the_command(monkeypatch, capsys):

@@ -140,11 +140,30 @@ def test_unix_socket_whose_queue_is_full_is_left_alone(folder):
         assert os.listdir() == ["here"]
 
 
-def test_file_that_is_no_socket_is_left_alone(folder):
-    """Whatever it is."""
-    (folder / "here").write_text("precious")
+@pytest.mark.parametrize(("make", "kind"), [(lambda path: path.write_text("precious"), "a file that is not a socket"),
+                                            (lambda path: path.mkdir(), "a folder")])
+def test_path_that_is_no_socket_is_an_error_and_left_alone(make, kind, folder, capsys):
+    """One line says what it is."""
+    make(folder / "here")
+    before = os.stat("here")
     assert run(["--unix", "here"]) == (cli.FAILED, [])
-    assert (folder / "here").read_text() == "precious"
+    assert capsys.readouterr().err == f"threaded_echo: cannot listen on here: it is {kind}\n"
+    assert os.stat("here").st_ino == before.st_ino
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no abstract names here")
+def test_name_of_a_peer_cannot_forge_a_line(folder):
+    """A client may give its socket any name, line ends and control characters included."""
+    def script(operator):
+        """Come under such a name."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.bind(b"\0threaded_echo test\nclient 7 disconnected\x1b[2J")
+            client.connect(operator.address())
+            operator.line()
+        operator.interrupt()
+
+    _, lines = run(["--unix", "here"], script)
+    assert lines[1] == r"client 1 connected from @threaded_echo test\nclient 7 disconnected\x1b[2J"
 
 
 def test_unix_socket_that_another_has_replaced_is_not_removed(folder):

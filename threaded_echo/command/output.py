@@ -45,7 +45,7 @@ class Writer:
         self._stream = stream if stream is not None else io.StringIO()  # a program without a console has none
         self._broken = broken
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._descriptor = -1
+        self._descriptor: int | None = None
         with suppress(OSError, AttributeError):  # io.UnsupportedOperation is an OSError
             self._descriptor = self._stream.fileno()
         self._thread = threading.Thread(target=self._run, name=f"threaded_echo {name}", daemon=True)
@@ -55,7 +55,7 @@ class Writer:
         self._size = 0  # of the lines that wait
         self._dropped = 0
         self._closed = False
-        self._patience = _LAST_CHANCE  # of `close`, which may be called again
+        self._given_up = False
 
     def start(self) -> None:
         """Begin to write. Raises RuntimeError if there are no threads."""
@@ -81,10 +81,9 @@ class Writer:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(self._patience)
+        self._thread.join(0 if self._given_up else _LAST_CHANCE)  # this may be called again
         if self._thread.is_alive():
-            self._patience = 0.0
-            self._discard()
+            self._give_up()
 
     def _add_locked(self, line: str) -> None:
         self._lines.append(line)
@@ -101,11 +100,8 @@ class Writer:
             while text := self._take():
                 self._write(text)
         except OSError as error:
-            with self._changed:
-                self._closed = True
-                self._lines.clear()
-            self._discard()
-            self._broken(error)
+            if self._give_up():
+                self._broken(error)
 
     def _take(self) -> str:
         """Wait for lines, and return some; empty at the end."""
@@ -125,10 +121,11 @@ class Writer:
 
     def _write(self, text: str) -> None:
         data = text.encode(self._encoding, "backslashreplace")
-        if self._descriptor < 0:
+        if self._descriptor is None:
             self._stream.write(data.decode(self._encoding))
             self._stream.flush()
-        while self._descriptor >= 0 and data:
+            return
+        while data and not self._given_up:
             try:
                 data = data[os.write(self._descriptor, data):]
             except BlockingIOError:  # somebody who shares it has made it non-blocking
@@ -136,11 +133,21 @@ class Writer:
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
 
-    def _discard(self) -> None:
-        """Point the descriptor at nothing: what others have left in the stream's buffer must not hold up the end."""
-        if self._descriptor >= 0:
-            with suppress(OSError), open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._descriptor)
+    def _give_up(self) -> bool:
+        """Drop all lines, and return True the first time.
+
+        Points the descriptor at nothing: what others have left in the stream's buffer must not hold up the end, nor
+        fail. Only the first time: later the descriptor may be somebody else's.
+        """
+        with self._changed:
+            if self._given_up:
+                return False
+            self._given_up = self._closed = True
+            self._lines.clear()
+            if self._descriptor is not None:
+                with suppress(OSError), open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), self._descriptor)
+        return True
 
 
 class _LineHandler(logging.Handler):
