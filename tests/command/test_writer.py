@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -203,11 +204,15 @@ def test_reader_that_is_stuck_is_not_waited_for_at_the_end(monkeypatch):
     """What is left is given up after a moment, and what others have left in the stream's buffer goes nowhere."""
     monkeypatch.setattr(output, "_LAST_CHANCE", 0.01)
     pipe = Pipe()
+    os.set_blocking(pipe.writes, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(pipe.writes, bytes(4096))
+    os.set_blocking(pipe.writes, True)
     with pipe.stream:
         writer = Writer(pipe.stream, unexpected, "test")
         writer.start()
-        for _ in range(1000):
-            writer.write("x" * 999)
+        writer.write("stuck")
         for _ in range(2):
             writer.close()
         print("x" * 100_000, file=pipe.stream, flush=True)

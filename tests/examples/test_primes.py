@@ -60,7 +60,6 @@ def run(*arguments: str, script: Callable[[Any], object], number: signal.Signals
     with running(operate), redirect_stdout(told):
         primes.main(["--port", "0", *arguments])
     assert [signal.getsignal(each) for each in SIGNALS] == before
-    assert signal.set_wakeup_fd(-1) == -1
     return outcome.pop()
 
 

@@ -12,7 +12,7 @@ from ..options import CHECKS, check_seconds
 HOST, PORT = "127.0.0.1", 9999
 
 # The arguments that are options of the server under the same name: what a value is read by, its name, the help.
-_OPTIONS: dict[str, tuple[Callable[[str], object], str, str]] = {
+_OPTIONS: dict[str, tuple[Callable[[str], float], str, str]] = {
     "drain_timeout": (float, "S", "how long a stop waits for handlers to end by themselves"),
     "force_timeout": (float, "S", "how long it then waits once the connections are cut"),
     "logs_per_client": (int, "N", "the most lines about one client in ten seconds; the rest is counted"),
@@ -81,7 +81,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str) -> None:
                        default=getattr(ThreadedMixIn, name), help=f"{text} (default: %(default)s)")
 
 
-def _checked(check: Callable[[str, object], None], read: Callable[[str], object]) -> Callable[[str], object]:
+def _checked(check: Callable[[str, object], None], read: Callable[[str], float]) -> Callable[[str], object]:
     """Return a function that reads a value from text and checks it."""
     def convert(text: str) -> object:
         try:
@@ -89,6 +89,8 @@ def _checked(check: Callable[[str, object], None], read: Callable[[str], object]
         except ValueError:
             kind = "a whole number" if read is int else "a number"
             raise argparse.ArgumentTypeError(f"must be {kind}, not {text!r}") from None
+        if value < 0:
+            raise argparse.ArgumentTypeError(f"must not be negative: {text}")
         try:
             check("it", value)
         except (TypeError, ValueError) as error:
