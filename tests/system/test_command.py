@@ -74,7 +74,8 @@ def test_handler_that_cannot_be_imported_is_a_failure(tmp_path):
         assert server.end() == (1, [], "threaded_echo: module 'handlers' has no 'Missing'\n")
 
 
-    """The process ends all the same, even if the handler prints without end or waits for its own thread."""
+@pytest.mark.parametrize("arguments", [("--port", "70000"), ("--handler", "Missing"), ("--duration", "-1"),
+                                       ("--unknown",)])
 def test_wrong_usage_is_told_with_its_own_status(arguments):
     """Standard error has the usage, and names the argument."""
     with command(*arguments) as server:

@@ -32,7 +32,7 @@ def test_handler_with_a_bug_costs_its_client_only(tmp_path):
     assert status == 0
     assert errors.startswith("threaded_echo: client 2: its handler has failed\nTraceback (most recent call last):\n")
     assert f"{tmp_path / 'handlers.py'}" in errors
-    assert errors.rstrip().endswith("ZeroDivisionError: integer division or modulo by zero")
+    assert errors.splitlines()[-1].startswith("ZeroDivisionError: ")
     assert errors.count("Traceback") == 1
 
 

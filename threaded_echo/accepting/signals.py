@@ -16,6 +16,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -160,20 +161,43 @@ def handled(obey: Callable[[int], object]) -> Iterator[None]:
     before: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
+        # A process that a handler has forked ignores SIGINT: the terminal's key sends it to all processes, and it is
+        # the server's to obey.
         if os.getpid() == owner:
             obey(number)
-        elif number == signal.SIGTERM:
-            # In a process that a handler has forked, SIGTERM does what it did before. A SIGINT is ignored there: the
-            # terminal's key sends it to all processes, and it is the server's to obey.
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
 
+    _watch_forks()
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it belongs to a library in C
                 before[number] = signal.getsignal(number)
                 signal.signal(number, handle)
+        _replaced.append(before)
         yield
     finally:
         for restored, handler in before.items():
             signal.signal(restored, handler)
+        if before in _replaced:
+            _replaced.remove(before)
+
+
+_replaced: list[dict[int, Any]] = []
+"""The signal handlers that each `handled` has replaced, the outermost first."""
+
+
+@cache
+def _watch_forks() -> None:
+    """Have forked processes restore what SIGTERM did before."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_restore_sigterm)
+
+
+def _restore_sigterm() -> None:
+    """Let SIGTERM end a process that a handler has forked.
+
+    Not left to our handler in that process: it runs late or never there, if another thread than the main one has forked
+    (seen on 3.13 to 3.15).
+    """
+    for before in _replaced[:1]:
+        if signal.SIGTERM in before:
+            signal.signal(signal.SIGTERM, before[signal.SIGTERM])
