@@ -57,8 +57,12 @@ class _Run:
 
     def report(self) -> Any:
         """Return the report of the stop. Raises what has ended the serving, if that was an error."""
-        if self._error is not None:
-            raise self._error
+        error, self._error, self._loop_error = self._error, None, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # or its traceback and this frame would keep each other
         # A second signal's stop may be over before the first one's begins, which then finds nothing left to report.
         return self._reports[0]
 
