@@ -271,6 +271,46 @@ def test_exception_of_another_signal_handler_stops_the_server_and_is_raised(sign
     assert server.fileno() < 0
 
 
+def test_thread_that_cannot_start_is_an_error_and_the_server_stays_as_it_was(monkeypatch):
+    """There may be too many threads. The server can serve when there are fewer."""
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    with server_of(Echo) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(RuntimeError, match="new thread"):
+                server.run()
+        assert ask(server.start()) == b"ping\n"
+
+
+def test_exception_of_another_signal_handler_as_the_stop_ends_is_raised_at_once(monkeypatch):
+    """The news of the end may have been taken already: it is not waited for again."""
+    class Interrupted(signals._Run):
+        """The handler runs just after the last item of the queue is taken, and before the thread has ended."""
+
+        def _serve_in_thread(self):
+            """Put the item, and stay for a while."""
+            super()._serve_in_thread()
+            wait_until(taken)
+
+        def _next_signal(self):
+            """Take the item, and be interrupted; the second time, the thread ends."""
+            if not numbers:
+                numbers.append(super()._next_signal())
+                raise LookupError("by a signal")
+            taken.set()
+            self._thread.join(GUARD)
+            return super()._next_signal()
+
+    numbers, taken = [], threading.Event()
+    monkeypatch.setattr(signals, "_Run", Interrupted)
+    monkeypatch.setattr(signals, "_LATEST", 0.0)
+    with pytest.raises(LookupError, match="by a signal"):
+        server_of(Echo).run(0)
+    assert numbers == [None]
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, None])
 def test_signal_that_the_process_ignores_stays_ignored(handler, monkeypatch):
     """So does one whose handler Python does not know, since that could not be restored."""

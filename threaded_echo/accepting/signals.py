@@ -48,6 +48,7 @@ class _Run:
         self._duration = duration
         self._reasons: queue.SimpleQueue[None] = queue.SimpleQueue()  # to stop: a signal, the serving loop's end
         self._signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # their numbers; None: it is all over
+        self._thread = threading.Thread(target=self._serve_in_thread, name="threaded_echo run", daemon=True)
         self._reports: list[Any] = []
         self._cuts = False  # a second signal came, perhaps before the stop of the first one has begun
         self._accepts = False
@@ -70,16 +71,16 @@ class _Run:
 
     def serve_and_obey(self) -> None:
         """Serve in another thread, and obey signals in this one."""
-        thread = threading.Thread(target=self._serve_in_thread, name="threaded_echo run", daemon=True)
         with handled(self._signals.put):
-            thread.start()
             try:
+                self._thread.start()
                 self._obey()
-            except BaseException:  # whatever another signal handler has raised
+            except BaseException:  # whatever another signal handler has raised, or the thread cannot start
                 self._reasons.put(None)
-                self._obey()
+                if self._thread.is_alive():
+                    self._obey()
                 raise
-        thread.join()
+        self._thread.join()
 
     def _obey(self) -> None:
         """Stop at a signal, and cut the connections at the second one. Returns when the stop is over."""
@@ -94,8 +95,11 @@ class _Run:
 
     def _next_signal(self) -> int | None:
         while True:
-            with suppress(queue.Empty):
+            try:
                 return self._signals.get(timeout=_LATEST)
+            except queue.Empty:
+                if not self._thread.is_alive():  # another signal handler has raised when its None was taken
+                    return None
 
     # In the thread that serves and stops.
 
@@ -171,18 +175,17 @@ def handled(obey: Callable[[int], object]) -> Iterator[None]:
             obey(number)
 
     _watch_forks()
+    _replaced.append(before)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it belongs to a library in C
                 before[number] = signal.getsignal(number)
                 signal.signal(number, handle)
-        _replaced.append(before)
         yield
     finally:
         for restored, handler in before.items():
             signal.signal(restored, handler)
-        if before in _replaced:
-            _replaced.remove(before)
+        _replaced.remove(before)
 
 
 _replaced: list[dict[int, Any]] = []
@@ -192,8 +195,7 @@ _replaced: list[dict[int, Any]] = []
 @cache
 def _watch_forks() -> None:
     """Have forked processes restore what SIGTERM did before."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_restore_sigterm)
+    getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_restore_sigterm)
 
 
 def _restore_sigterm() -> None:
@@ -202,6 +204,6 @@ def _restore_sigterm() -> None:
     Not left to our handler in that process: it runs late or never there, if another thread than the main one has forked
     (seen on 3.13 to 3.15).
     """
-    for before in _replaced[:1]:
-        if signal.SIGTERM in before:
-            signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+    handlers = [before[signal.SIGTERM] for before in _replaced if signal.SIGTERM in before]
+    for handler in handlers[:1]:
+        signal.signal(signal.SIGTERM, handler)
