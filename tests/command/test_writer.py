@@ -12,7 +12,7 @@ import pytest
 from threaded_echo.command import output
 from threaded_echo.command.output import Writer
 
-from ..tools import GUARD, wait_until
+from ..tools import GUARD, running, wait_until
 
 
 class Slow(io.StringIO):
@@ -185,6 +185,27 @@ def test_reader_that_has_gone_is_reported_once():
         writer.close()
         print("print", file=pipe.stream, flush=True)
     assert errors == [errno.EPIPE]
+
+
+def test_thread_that_tells_of_a_broken_stream_is_waited_for():
+    """What it calls may take a moment: it stops the server."""
+    pipe, told, release = Pipe(), threading.Event(), threading.Event()
+
+    def broken(error):
+        """Take until the test says so."""
+        told.set()
+        wait_until(release)
+
+    os.close(pipe.reads)
+    with pipe.stream:
+        writer = Writer(pipe.stream, broken, "test")
+        writer.start()
+        writer.write("first")
+        wait_until(told)
+        with running(writer.close) as closing:
+            release.set()
+            closing.join(GUARD)
+            assert not writer._thread.is_alive()
 
 
 def test_stream_that_is_broken_at_the_start_is_reported_with_the_first_line():

@@ -56,6 +56,7 @@ class Writer:
         self._dropped = 0
         self._closed = False
         self._given_up = False
+        self._patience = _LAST_CHANCE  # of `close`, which may be called again
 
     def start(self) -> None:
         """Begin to write. Raises RuntimeError if there are no threads."""
@@ -81,8 +82,9 @@ class Writer:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(0 if self._given_up else _LAST_CHANCE)  # this may be called again
+        self._thread.join(self._patience)
         if self._thread.is_alive():
+            self._patience = 0.0
             self._give_up()
 
     def _add_locked(self, line: str) -> None:
