@@ -8,6 +8,8 @@ from .server import ThreadedTCPServer, ThreadedUnixStreamServer
 from .stopping import StopReport, Survivor
 from .clients.threads import current_client
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Client",
     "ClientHandler",

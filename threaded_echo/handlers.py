@@ -13,6 +13,8 @@ from typing import Any
 from .clients.client import Client
 from .clients.threads import current_client
 from .errors import LineTooLong
+from .observe import logs
+from .observe.logs import LogLimit
 
 logger = logging.getLogger("threaded_echo")
 
@@ -217,19 +219,49 @@ class LineHandler(ClientHandler):
 
 
 class EchoHandler(ClientHandler):
-    """Send back what comes, and log each message at info level, under its client's number."""
+    """Send back what comes, and log each line of it at info level, under its client's number.
+
+    At most `logs_per_client` lines are logged in ten seconds. The rest is counted, and the count is logged with the
+    next line after that, or when the client goes.
+    """
+
+    _log_limit: LogLimit | None = None  # made for the first line that is logged
 
     def process(self, data: bytes) -> bytes:
         """Return the chunk."""
         if logger.isEnabledFor(logging.INFO):
-            for line in data.splitlines():
-                logger.info("client %d: %s", self.client.number, printable(line))
+            self._log(data)
         return data
+
+    def finish(self) -> None:
+        """Log how many of the last lines were not logged."""
+        super().finish()
+        if self._log_limit is not None:
+            self._log_left_out(self._log_limit.take_left_out())
+
+    def _log(self, data: bytes) -> None:
+        """Log the lines of a chunk, as far as the limit admits them; the others are counted without a look at them."""
+        now, client = time.monotonic(), self.client
+        limit = self._log_limit = self._log_limit or LogLimit(self.server.logs_per_client)  # type: ignore[attr-defined]
+        self._log_left_out(limit.take_left_out(now))
+        start = 0
+        while start < len(data):
+            if not limit.admit(now):
+                limit.leave_out(data.count(b"\n", start, -1))
+                break
+            end = data.find(b"\n", start)
+            line = data[start:] if end < 0 else data[start:end]
+            start = len(data) if end < 0 else end + 1
+            logger.info("client %d: %s", client.number, printable(line.removesuffix(b"\r")),
+                        extra={"client": client.number, "address": client.address, "event": "message"})
+
+    def _log_left_out(self, count: int) -> None:
+        if count:
+            client = self.client
+            logger.info("client %d: %s more lines were not logged", client.number, f"{count:,}",
+                        extra={"client": client.number, "address": client.address, "event": "left out"})
 
 
 def printable(message: bytes) -> str:
     """Decode a message for people: what is not printable text is escaped, so that it cannot drive a terminal."""
-    text = message.decode(errors="backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return logs.printable(message.decode(errors="backslashreplace"))

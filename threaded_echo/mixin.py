@@ -17,7 +17,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import options
-from .accepting import serving
+from .accepting import serving, signals
 from .accepting.loop import Loop
 from .clients.client import Client
 from .clients.connection import means_gone
@@ -29,8 +29,11 @@ from .observe.stats import ServerStats
 from .state import ServerState
 from .stopping import StopReport
 from .transport import tls
+from .transport.listeners import show_address
 
 logger = logging.getLogger("threaded_echo")
+
+_HANDSHAKES = "failed TLS handshakes"
 
 # If accept4(2) is missing (macOS, Windows), an accepted connection does not block if its listener does not.
 _INHERITS_BLOCKING = not hasattr(socket, "SOCK_NONBLOCK")
@@ -63,6 +66,7 @@ class ThreadedMixIn(_Base):
     executor: Any
     max_offloads: int | None
     at_offload_limit: str
+    logs_per_client: int | None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -82,6 +86,19 @@ class ThreadedMixIn(_Base):
         """
         ServerState.of(self).loops.start(self.serve_forever)
         return self
+
+    def run(self, duration: float | None = None) -> StopReport:
+        """Serve until SIGINT, SIGTERM or ``duration`` seconds, then stop as `stop` does; return its report.
+
+        A second signal cuts the connections at once, as ``stop(0)`` does. ``None``: no limit to the time. Returns, too,
+        when a handler or another thread stops the server. Raises, after the stop, whatever else has ended the serving
+        loop or has kept it from starting. What it does is logged at a level between info and warning.
+
+        In another thread than the main one it obeys no signals. A signal that was ignored before stays ignored.
+        """
+        if duration is not None:
+            options.check_seconds("duration", duration)
+        return signals.run(self, duration)
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Serve in this thread until `shutdown`, `server_close` or `stop`.
@@ -125,7 +142,7 @@ class ThreadedMixIn(_Base):
 
     def server_close(self) -> None:
         """Close the listening socket, and end, drain, cut and join whatever is still live. May be called again."""
-        self._run_stop(close=super().server_close)
+        self._run_stop(close=super().server_close, at_once=True)
 
     def stop(self, drain: float | None = None, force: float | None = None) -> StopReport:
         """End everything: stop accepting, wake and drain the clients, cut those that are left, join the threads.
@@ -149,13 +166,16 @@ class ThreadedMixIn(_Base):
         self._stop()
 
     def _run_stop(self, drain: float | None = None, force: float | None = None, *, remember: bool = False,
-                  close: Callable[[], None] | None = None) -> StopReport:
+                  close: Callable[[], None] | None = None, at_once: bool = False) -> StopReport:
         state = ServerState.of(self)
         # A process_request that was copied from socketserver keeps its threads in such a list of its own.
         if isinstance(vars(self).get("_threads"), getattr(socketserver, "_Threads", ())):
             state.threads.adopt(vars(self).pop("_threads"))
-        return state.stopping.run((self.drain_timeout, self.force_timeout), drain, force, remember=remember,
-                                  close=close)
+        try:
+            return state.stopping.run((self.drain_timeout, self.force_timeout), drain, force, remember=remember,
+                                      close=close, at_once=at_once)
+        finally:
+            state.logs.flush()
 
     def _close_if_open(self) -> None:
         """Close as the program's class does, unless that has been done."""
@@ -297,7 +317,8 @@ class ThreadedMixIn(_Base):
             try:
                 self.handle_error(request, client.address)
             except Exception:  # a program's own: it must not end the serving loop
-                logger.exception("client %d: handle_error has failed", client.number)
+                self._log("failures of hooks", logging.ERROR, "client %d: handle_error has failed", client.number,
+                          exc_info=True)
         except BaseException:  # an interrupt, or SystemExit of a hook: it ends the loop, and must not leave the client
             if client.thread is None:
                 self._turn_away(client, request)
@@ -381,7 +402,8 @@ class ThreadedMixIn(_Base):
         try:
             self.client_connected(client)
         except Exception:  # a program's own: the client is served all the same
-            logger.exception("client %d: client_connected has failed", client.number)
+            self._log("failures of hooks", logging.ERROR, "client %d: client_connected has failed", client.number,
+                      exc_info=True)
         return True
 
     def _shake_hands(self, client: Client, request: Any) -> bool:
@@ -390,7 +412,7 @@ class ThreadedMixIn(_Base):
             tls.shake_hands(request)
             return self._verify(client)
         except OSError as error:
-            logger.info("client %d: its TLS handshake has failed: %s", client.number, error)
+            self._log(_HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s", client.number, error)
             client._refuse("handshake")
         except Exception as error:  # a program's verify_request
             self._judge(client, error)
@@ -428,7 +450,8 @@ class ThreadedMixIn(_Base):
         try:
             tls.shake_hands(request)
         except OSError as error:
-            logger.info("client %d: its TLS handshake has failed: %s", client.number if client else 0, error)
+            self._log(_HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
+                      client.number if client else 0, error)
             return False
         return True
 
@@ -439,13 +462,13 @@ class ThreadedMixIn(_Base):
         """
         error = sys.exc_info()[1]
         client = self._judge(self._client_of(request), error)
-        name = f"client {client.number}" if client else f"client at {client_address}"
+        name = f"client {client.number}" if client else f"client at {show_address(client_address)}"
         if isinstance(error, LineTooLong):
-            logger.warning("%s: %s", name, error)
+            self._log("lines that are too long", logging.WARNING, "%s: %s", name, error)
         elif isinstance(error, ServerStopping):
             logger.info("%s: %s", name, error)
         elif client is None or client._has_failed():
-            logger.error("%s: its handler has failed", name, exc_info=error)
+            self._log("failures of handlers", logging.ERROR, "%s: its handler has failed", name, exc_info=error)
         else:
             logger.debug("%s went away: %s", name, error)
 
@@ -497,7 +520,12 @@ class ThreadedMixIn(_Base):
             try:
                 self.client_disconnected(client)
             except Exception:  # a program's own: the thread has its next client to serve
-                logger.exception("client %d: client_disconnected has failed", client.number)
+                self._log("failures of hooks", logging.ERROR, "client %d: client_disconnected has failed",
+                          client.number, exc_info=True)
+
+    def _log(self, kind: str, level: int, message: str, *arguments: object, **keywords: Any) -> None:
+        """Log what a client has caused; so many records of a kind, and then only their count."""
+        self._threaded_state.logs.log(self.logs_per_client, kind, level, message, *arguments, **keywords)
 
     def _client_of(self, request: Any) -> Client | None:
         """Find the client of a request, or of the calling thread."""

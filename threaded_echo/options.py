@@ -96,16 +96,17 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
     Option("at_offload_limit", "wait", _at_limit,
            "What a call does at that limit: \"wait\" for its turn; or \"refuse\": raise OffloadRefused if so many "
            "calls are running, or waiting for a worker."),
+    Option("logs_per_client", 100, _limit,
+           "The most records at info level and above about one client, and the most of each kind of failure, in ten "
+           "seconds. The rest is counted, and the count is logged. None: no limit."),
 )}
-
-CHECKS = {option.name: option.check for option in OPTIONS.values()}
 
 # Names of socketserver's. They are not in the mix-in's body, where they would hide what a program's class sets: see
 # `settle`.
 _SOCKETSERVERS = ("allow_reuse_address", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*OPTIONS, "start", "stop", "stopping", "clients", "stats", "offload", "handle_error",
+_YIELDS = (*OPTIONS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "handle_error",
            "process_request_thread")
 
 

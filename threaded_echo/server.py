@@ -1,16 +1,18 @@
 """The concrete servers."""
 from __future__ import annotations
 
+import socket
 import socketserver
 from typing import Any
 
 from . import options
 from .handlers import EchoHandler
 from .mixin import ThreadedMixIn
+from .transport.listeners import errors_name, resolve_ipv6
 
 
-class _OptionsAsKeywords:
-    """Takes each option as a keyword."""
+class _Concrete:
+    """Takes each option as a keyword, and names the address if it cannot listen there."""
 
     def __init__(self, server_address: Any, RequestHandlerClass: Any = EchoHandler, bind_and_activate: bool = True,
                  **keywords: Any) -> None:
@@ -20,19 +22,39 @@ class _OptionsAsKeywords:
         vars(self).update(keywords)
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)  # type: ignore[call-arg]
 
+    def server_bind(self) -> None:
+        """Bind the socket to the address. Raises OSError, with the address, if that cannot be done."""
+        with errors_name(self.server_address):  # type: ignore[attr-defined]
+            super().server_bind()  # type: ignore[misc]
 
-class ThreadedTCPServer(_OptionsAsKeywords, ThreadedMixIn, socketserver.ThreadingTCPServer):
-    """A TCP server with a thread a client: see `ThreadedMixIn`.
+    def server_activate(self) -> None:
+        """Listen. Raises OSError, with the address, if that cannot be done."""
+        with errors_name(self.server_address):  # type: ignore[attr-defined]
+            super().server_activate()  # type: ignore[misc]
 
-    ``server_address`` is ``(host, port)``; port 0 picks a free one, which ``server.server_address`` then tells.
-    ``RequestHandlerClass`` is any handler class of socketserver's kind. Keywords set the options, for this server; an
-    unknown one, or a wrong value, is a TypeError or ValueError that names it. Raises OSError where it cannot listen.
+
+class ThreadedTCPServer(_Concrete, ThreadedMixIn, socketserver.ThreadingTCPServer):
+    """A TCP server with a thread for each client: see `ThreadedMixIn`.
+
+    ``server_address`` is ``(host, port)``. Port 0 picks a free port, which is then in ``server.server_address``. The
+    host may be an IPv6 address; a name is looked up for IPv4, unless the class sets ``address_family`` itself.
+    ``RequestHandlerClass`` is any handler class written for socketserver. Keywords set the options of this server; an
+    unknown one, or a wrong value, is a TypeError or ValueError that names it. Raises OSError, with the address, if it
+    cannot listen there.
     """
+
+    def __init__(self, server_address: Any, RequestHandlerClass: Any = EchoHandler, bind_and_activate: bool = True,
+                 **keywords: Any) -> None:
+        owner = next(cls for cls in type(self).__mro__ if "address_family" in vars(cls))
+        if owner.__module__ == "socketserver" and (address := resolve_ipv6(server_address)):
+            self.address_family = socket.AF_INET6
+            server_address = address
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate, **keywords)
 
 
 if hasattr(socketserver, "ThreadingUnixStreamServer"):
-    class ThreadedUnixStreamServer(_OptionsAsKeywords, ThreadedMixIn, socketserver.ThreadingUnixStreamServer):
-        """A server on a Unix socket, with a thread a client: see `ThreadedMixIn`.
+    class ThreadedUnixStreamServer(_Concrete, ThreadedMixIn, socketserver.ThreadingUnixStreamServer):
+        """A server on a Unix socket, with a thread for each client: see `ThreadedMixIn`.
 
         ``server_address`` is a path, which must not exist yet. Whoever chose it removes it, as with socketserver.
         """

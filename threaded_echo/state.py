@@ -1,6 +1,7 @@
 """What a server keeps, and how the mix-in comes by it without an ``__init__``."""
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from .accepting.loop import Loops
 from .accepting.one_cpu import OneCpu
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
+from .observe.logs import BoundedLog
 from .observe.stats import ServerStats
 from .offloading.calls import Offloads
 from .stopping import Stopping
@@ -27,6 +29,7 @@ class ServerState:
         self.offloads = Offloads(self.registry.lock)
         self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads)
         self.failures = AcceptFailures()
+        self.logs = BoundedLog(logging.getLogger("threaded_echo"))
 
     @classmethod
     def of(cls, server: object) -> ServerState:

@@ -30,6 +30,7 @@ from .clients.client import Client
 from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
+from .transport.listeners import show_address
 
 logger = logging.getLogger("threaded_echo")
 
@@ -50,7 +51,7 @@ class Survivor:
 
     def __str__(self) -> str:
         name = f"client {self.client.number}" if self.client else f"thread {self.thread.name if self.thread else '?'}"
-        where = f", from {self.client.address}" if self.client and self.client.address else ""
+        where = f", from {show_address(self.client.address)}" if self.client and self.client.address else ""
         return f"{name}{where}:\n{''.join(own_frames(self.stack))}".rstrip()
 
 
@@ -168,11 +169,13 @@ class Stopping:
         return True
 
     def run(self, defaults: tuple[float, float], drain: float | None = None, force: float | None = None, *,
-            remember: bool = False, close: Callable[[], None] | None = None) -> StopReport:
+            remember: bool = False, close: Callable[[], None] | None = None,
+            at_once: bool = False) -> StopReport:
         """Stop the server's clients and threads.
 
         ``defaults``: the seconds for ``drain`` and ``force`` if they are ``None`` and no stop is in progress.
-        ``close`` closes the listening socket, after all loops have ended. ``remember``: if there is no loop to end, end
+        ``close`` closes the listening socket, after all loops have ended; ``at_once``: if a stop calls for this one (its
+        ``server_close`` does), before this returns. ``remember``: if there is no loop to end, end
         the next one.
         """
         me = threading.current_thread()
@@ -189,14 +192,14 @@ class Stopping:
                     stop.hasten(drain, force)
                     self._registry.changed.notify_all()
                 is_nested = not leads and (me is stop.leader or me in stop.inside)
-                if close is not None and not is_nested:
+                if close is not None and not (is_nested and at_once):
                     stop.to_close.append(close)
                     close = None
                 serves = self._registry.owns(client) or any(loop.thread is me for loop in self._loops.running)
                 if serves and not is_nested:
                     stop.inside[me] = client
                     self._registry.awaited = len(stop.inside) + len(self._given_up)
-            if is_nested:  # server_close() as it is called by stop(), or a stop in a signal handler
+            if is_nested:  # server_close() in the middle of a stop(), or a stop in a signal handler
                 if close is not None:
                     close()
                 return self._report(stop, inside=True)
@@ -206,13 +209,6 @@ class Stopping:
             if report is not None:
                 return report
             followed = stop
-
-    def hasten(self, drain: float | None = 0.0) -> None:
-        """Shorten the stop in progress, if any, and do not wait."""
-        with self._registry.lock:
-            if self._current is not None:
-                self._current.hasten(drain, None)
-                self._registry.changed.notify_all()
 
     def _make_locked(self, defaults: tuple[float, float], drain: float | None, force: float | None,
                      remember: bool) -> _Stop:

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+import threaded_echo
 from threaded_echo import ClientHandler, EchoHandler, ThreadedTCPServer
 from threaded_echo.command import run as cli
+from threaded_echo.command.arguments import parse, server_options
 
 from .. import calls
 from ..tools import ask
@@ -25,7 +27,7 @@ class Where(ClientHandler):
 
 
 def test_workers_compute_for_the_handler(named):
-    """What it offloads runs in another process, and they are gone at the end."""
+    """What the handler offloads runs in another process, and no process is left at the end."""
     def script(operator):
         """Ask for a worker's process."""
         assert int(ask(operator.address(), b"x")) != os.getpid()
@@ -37,14 +39,14 @@ def test_workers_compute_for_the_handler(named):
 
 
 def test_workers_that_cannot_start_are_an_exit_status(monkeypatch, capsys):
-    """With one line that says why."""
+    """One line says why, and the status is that of a failure."""
     monkeypatch.setattr("threaded_echo.offloading.worker.work", calls.end_as_it_starts)
     assert cli.main(["--port", "0", "--workers", "1"]) == cli.FAILED
     assert capsys.readouterr().err.startswith("threaded_echo: cannot serve: a worker process has ended as it starte")
 
 
 def test_handler_from_the_current_folder_serves(folder):
-    """A module beside which the command is run, and a class within a class."""
+    """The module is beside where the command is run, and the class is within another class."""
     (folder / "their_shout.py").write_text(
         "import threaded_echo\n"
         "class Outer:\n"
@@ -61,7 +63,7 @@ def test_handler_from_the_current_folder_serves(folder):
 
 
 def test_handler_is_found_where_the_folder_is_listed_already(folder, monkeypatch):
-    """As it is for `python -m`: it is not listed twice."""
+    """`python -m` has listed the current folder, which is not listed twice."""
     monkeypatch.syspath_prepend(os.getcwd())
     path = sys.path[:]
     assert cli.load_handler("threaded_echo:EchoHandler") is EchoHandler
@@ -83,7 +85,7 @@ def test_handler_is_found_where_the_folder_is_listed_already(folder, monkeypatch
      "'theirs:h' is not a handler: a subclass of socketserver.BaseRequestHandler is needed"),
 ])
 def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, capsys):
-    """In one line, with the reason."""
+    """One line on standard error tells the reason."""
     if source is not None:
         (folder / "theirs.py").write_text(source)
     assert run(["--port", "0", "--handler", name]) == (cli.FAILED, [])
@@ -94,6 +96,14 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--port", "a"], "--port"),
     (["--port", "-1"], "--port"),
     (["--port", "65536"], "--port"),
+    (["--port", "\u0663"], "--port"),
+    (["--port", "9999", "--unix", "path"], "argument --port: not allowed with argument --unix"),
+    (["--duration", "-1"], "argument --duration: must not be negative: -1"),
+    (["--duration", "inf"], "argument --duration: must be from 0 to "),
+    (["--duration", "soon"], "argument --duration: must be a number, not 'soon'"),
+    (["--workers", "1.5"], "argument --workers: must be a whole number, not '1.5'"),
+    (["--workers", "0"], "argument --workers: must be at least one worker process: 0"),
+    (["--logs-per-client", "0"], "--logs-per-client"),
     (["--duration", "a"], "--duration"),
     (["--duration", "-1"], "--duration"),
     (["--duration", "nan"], "--duration"),
@@ -112,7 +122,7 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["more"], "more"),
 ])
 def test_wrong_usage_is_an_exit_status(arguments, names, capsys):
-    """And the argument is named."""
+    """The status is 2, and the last line names the argument."""
     with pytest.raises(SystemExit) as raised:
         cli.main(arguments)
     assert raised.value.code == 2
@@ -120,17 +130,35 @@ def test_wrong_usage_is_an_exit_status(arguments, names, capsys):
 
 
 def test_help_names_the_defaults(capsys):
-    """They are the server's own."""
+    """The defaults in the help are the server's own."""
     with pytest.raises(SystemExit) as raised:
         cli.main(["--help"])
     assert raised.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for default in ("127.0.0.1", "9999", ThreadedTCPServer.drain_timeout, ThreadedTCPServer.force_timeout):
+    for default in ("127.0.0.1", "9999", ThreadedTCPServer.drain_timeout, ThreadedTCPServer.force_timeout,
+                    ThreadedTCPServer.logs_per_client):
         assert f"(default: {default})" in text
 
 
+def test_version_is_that_of_the_package(capsys):
+    """The name is in front of it."""
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"threaded_echo {threaded_echo.__version__}\n"
+
+
+def test_options_are_those_of_the_server():
+    """An option that is not given is left to the server."""
+    plain = server_options(parse([]))
+    assert plain == {"drain_timeout": 5.0, "force_timeout": 1.0, "logs_per_client": 100, "executor": None,
+                     "one_cpu": False}
+    assert server_options(parse(["--one-cpu", "--workers", "2", "--drain-timeout", "7"])) == plain | {
+        "one_cpu": True, "executor": 2, "drain_timeout": 7.0}
+
+
 def test_module_that_is_run_is_the_command(monkeypatch, capsys):
-    """`python -m threaded_echo`."""
+    """`python -m threaded_echo` runs the command with the arguments of the process."""
     monkeypatch.setattr(sys, "argv", ["threaded_echo", "--port", "0", "--duration", "0"])
     monkeypatch.delitem(sys.modules, "threaded_echo.__main__")
     with pytest.raises(SystemExit) as raised:

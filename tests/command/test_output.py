@@ -19,7 +19,7 @@ from .operating import STOPPED, port_of, reset, run, run_until
 
 
 def test_session_prints_the_lines_of_the_contract(capsys):
-    """Where it listens, who comes, says what and goes, and what the stop did."""
+    """It prints where it listens, who comes, says what and goes, and what the stop did."""
     ports: list[int] = []
 
     def script(operator):
@@ -58,7 +58,7 @@ def test_session_prints_the_lines_of_the_contract(capsys):
 
 
 def test_one_client_live_is_singular():
-    """Not "1 clients"."""
+    """One client is not "1 clients"."""
     def script(operator):
         """Stop with one client connected."""
         with connect(operator.address()):
@@ -72,7 +72,7 @@ def test_one_client_live_is_singular():
 
 
 def test_quiet_tells_of_the_start_and_the_stop_only():
-    """Clients and their messages are not told of, and are served all the same."""
+    """Clients and their messages are not printed, and are served all the same."""
     def script(operator):
         """Be a client."""
         assert ask(operator.address(), b"hello\n") == b"hello\n"
@@ -85,7 +85,7 @@ def test_quiet_tells_of_the_start_and_the_stop_only():
 
 @pytest.mark.parametrize(("arguments", "told"), [([], []), (["--verbose"], ["client 1 went away"])])
 def test_client_that_resets_is_told_of_where_wanted(arguments, told, capsys):
-    """A connection that breaks is no error: only --verbose tells of it."""
+    """A connection that breaks is not an error: only --verbose prints it."""
     def script(operator):
         """Come, and go without a word."""
         client = connect(operator.address())
@@ -103,7 +103,7 @@ def test_client_that_resets_is_told_of_where_wanted(arguments, told, capsys):
 
 
 def test_message_is_escaped_so_that_it_drives_no_terminal():
-    """Control characters, and what is no text at all."""
+    """Control characters, and bytes that are not text, are printed escaped."""
     def script(operator):
         """Send an escape sequence."""
         message = b"\x1b[2J\x07\xff caf\xc3\xa9\n"
@@ -115,7 +115,7 @@ def test_message_is_escaped_so_that_it_drives_no_terminal():
 
 
 def test_output_that_lacks_a_character_shows_it_escaped(capsys):
-    """An operator's terminal may know ASCII only."""
+    """A terminal that knows ASCII only gets the other characters escaped."""
     def script(operator):
         """Send what is not ASCII."""
         ask(operator.address(), "café\n".encode())
@@ -127,7 +127,7 @@ def test_output_that_lacks_a_character_shows_it_escaped(capsys):
 
 
 def test_error_of_a_handler_is_told_on_standard_error_and_escaped(named, capsys):
-    """With the client's number and the lines of the traceback; what the client sent cannot drive the terminal."""
+    """The traceback has the client's number, and what the client sent in it is escaped."""
     class Buggy(LineHandler):
         """Fails on each line."""
 
@@ -151,7 +151,7 @@ def test_error_of_a_handler_is_told_on_standard_error_and_escaped(named, capsys)
 
 
 def test_log_message_that_cannot_be_formatted_stops_nothing(named, capsys):
-    """A handler's own mistake with the package's logger is told as logging does."""
+    """A handler's own mistake with the package's logger is reported as logging does it."""
     class Mistaken(socketserver.BaseRequestHandler):
         """Logs a text where a number was announced."""
 
@@ -171,7 +171,7 @@ def test_log_message_that_cannot_be_formatted_stops_nothing(named, capsys):
 
 
 def test_logger_that_was_disabled_speaks_and_is_disabled_again(monkeypatch):
-    """What `logging.config` does to loggers that it does not know."""
+    """`logging.config` disables loggers that it does not know."""
     logger = logging.getLogger("threaded_echo")
     monkeypatch.setattr(logger, "disabled", True)
     assert len(run_until(signal.SIGINT)[1]) == 3
@@ -179,7 +179,7 @@ def test_logger_that_was_disabled_speaks_and_is_disabled_again(monkeypatch):
 
 
 def test_output_that_nobody_reads_any_more_stops_the_server(capsys):
-    """As in a pipe to `head`: it ends without an error."""
+    """If the reader is gone, as in a pipe to `head`, the command ends without an error."""
     def script(operator):
         """Read a line, and no more; then there is something to tell."""
         address = operator.address()
@@ -193,7 +193,7 @@ def test_output_that_nobody_reads_any_more_stops_the_server(capsys):
 
 
 def test_output_that_takes_no_more_stops_the_server_with_an_error(capsys):
-    """As on a disk that is full: a failure, and its reason on standard error."""
+    """On a disk that is full, the command fails, and standard error has the reason."""
     error = OSError(errno.ENOSPC, "No space left on device")
 
     class Full(io.StringIO):

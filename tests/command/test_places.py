@@ -25,7 +25,7 @@ with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
 
 @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
 def test_ipv6_address_is_shown_in_brackets():
-    """As in a URL, so that the port can be told from the rest."""
+    """The brackets tell the port from the rest, as in a URL."""
     ports: list[int] = []
 
     def script(operator):
@@ -42,7 +42,7 @@ def test_ipv6_address_is_shown_in_brackets():
 
 
 def test_port_that_is_taken_is_told(capsys):
-    """In one line; nothing goes to standard output."""
+    """One line on standard error says so, and nothing goes to standard output."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = port_of(other)
         assert run(["--port", str(port)]) == (cli.FAILED, [])
@@ -51,7 +51,7 @@ def test_port_that_is_taken_is_told(capsys):
 
 
 def test_port_that_is_not_ours_to_bind_is_told(capsys, monkeypatch):
-    """As the first 1024 are, mostly."""
+    """The first 1024 ports mostly need a permission."""
     def refuse(server):
         """Refuse, as the kernel does."""
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -62,14 +62,14 @@ def test_port_that_is_not_ours_to_bind_is_told(capsys, monkeypatch):
 
 
 def test_address_that_is_not_ours_is_told(capsys):
-    """One that is reserved for documentation."""
+    """The address is reserved for documentation, so that no machine has it."""
     assert run(["--host", "192.0.2.1", "--port", "0"]) == (cli.FAILED, [])
     reason = os.strerror(errno.EADDRNOTAVAIL)
     assert capsys.readouterr().err == f"threaded_echo: cannot listen on 192.0.2.1:0: {reason}\n"
 
 
 def test_host_that_is_unknown_is_told(capsys, monkeypatch):
-    """With what the resolver says."""
+    """The line has the resolver's own reason."""
     def fail(*arguments, **keywords):
         """Know nothing."""
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -80,7 +80,7 @@ def test_host_that_is_unknown_is_told(capsys, monkeypatch):
 
 
 def test_host_that_cannot_be_a_name_is_told(capsys):
-    """One that the resolver does not even get to see."""
+    """The resolver is not even asked for such a name."""
     assert run(["--host", "two..dots", "--port", "1"]) == (cli.FAILED, [])
     assert capsys.readouterr().err.startswith("threaded_echo: cannot listen on two..dots:1: ")
 
@@ -96,7 +96,7 @@ def run_on_path(path: str) -> tuple[int, list[str]]:
 
 
 def test_unix_socket_is_served_and_removed_at_the_end(folder):
-    """Its clients have no address to show."""
+    """The clients of a Unix socket have no address to show."""
     status, lines = run_on_path("here")
     assert status == cli.OK
     assert lines[:3] == ["listening on here", "client 1 connected", "client 1: hello"]
@@ -105,7 +105,7 @@ def test_unix_socket_is_served_and_removed_at_the_end(folder):
 
 
 def test_unix_socket_of_a_server_that_was_killed_is_replaced(folder):
-    """Nobody listens on it any more."""
+    """Nobody listens on the socket that is there."""
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind("here")
         stale.listen()
@@ -114,7 +114,7 @@ def test_unix_socket_of_a_server_that_was_killed_is_replaced(folder):
 
 
 def test_unix_socket_of_a_live_server_is_left_alone(folder, capsys):
-    """It goes on accepting."""
+    """The other server goes on accepting."""
     with socket.socket(socket.AF_UNIX) as other:
         other.bind("here")
         other.listen()
@@ -127,7 +127,7 @@ def test_unix_socket_of_a_live_server_is_left_alone(folder, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
 def test_unix_socket_whose_queue_is_full_is_left_alone(folder):
-    """And looking at it does not wait for its server."""
+    """The look at the socket does not wait for its server."""
     with socket.socket(socket.AF_UNIX) as other, ExitStack() as stack:
         other.bind("here")
         other.listen(0)
@@ -140,11 +140,30 @@ def test_unix_socket_whose_queue_is_full_is_left_alone(folder):
         assert os.listdir() == ["here"]
 
 
-def test_file_that_is_no_socket_is_left_alone(folder):
-    """Whatever it is."""
-    (folder / "here").write_text("precious")
+@pytest.mark.parametrize(("make", "kind"), [(lambda path: path.write_text("precious"), "a file that is not a socket"),
+                                            (lambda path: path.mkdir(), "a folder")])
+def test_path_that_is_no_socket_is_an_error_and_left_alone(make, kind, folder, capsys):
+    """One line says what it is."""
+    make(folder / "here")
+    before = os.stat("here")
     assert run(["--unix", "here"]) == (cli.FAILED, [])
-    assert (folder / "here").read_text() == "precious"
+    assert capsys.readouterr().err == f"threaded_echo: cannot listen on here: it is {kind}\n"
+    assert os.stat("here").st_ino == before.st_ino
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no abstract names here")
+def test_name_of_a_peer_cannot_forge_a_line(folder):
+    """A client may give its socket any name, line ends and control characters included."""
+    def script(operator):
+        """Come under such a name."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.bind(b"\0threaded_echo test\nclient 7 disconnected\x1b[2J")
+            client.connect(operator.address())
+            operator.line()
+        operator.interrupt()
+
+    _, lines = run(["--unix", "here"], script)
+    assert lines[1] == r"client 1 connected from @threaded_echo test\nclient 7 disconnected\x1b[2J"
 
 
 def test_unix_socket_that_another_has_replaced_is_not_removed(folder):
@@ -163,6 +182,6 @@ def test_unix_socket_that_another_has_replaced_is_not_removed(folder):
 
 
 def test_unix_path_that_is_too_long_is_told(folder, capsys):
-    """The limit is about a hundred bytes."""
+    """The system's limit is about a hundred bytes."""
     assert run(["--unix", "a" * 300]) == (cli.FAILED, [])
     assert "AF_UNIX path too long" in capsys.readouterr().err

@@ -60,7 +60,6 @@ def run(*arguments: str, script: Callable[[Any], object], number: signal.Signals
     with running(operate), redirect_stdout(told):
         primes.main(["--port", "0", *arguments])
     assert [signal.getsignal(each) for each in SIGNALS] == before
-    assert signal.set_wakeup_fd(-1) == -1
     return outcome.pop()
 
 
@@ -124,12 +123,12 @@ class Distributed:
     (0, 0, 0), (0, 2, 0), (-10, 3, 1), (-10, -5, 0), (10, 10, 0), (100, 10, 0), (10**30, 10, 0),
 ])
 def test_the_primes_of_a_range_are_counted(low: int, high: int, count: int) -> None:
-    """Known counts, single numbers, squares of primes, ranges that begin below 2, empty ones."""
+    """The ranges have known counts, are one number, begin below 2, end at squares, or are empty."""
     assert count_primes(low, high) == count
 
 
 def test_every_small_range_agrees_with_trial_division() -> None:
-    """Each range with ends below 60."""
+    """Each range with ends below 60 is compared."""
     is_prime = [number > 1 and all(number % divisor for divisor in range(2, number)) for number in range(60)]
     for low in range(60):
         for high in range(60):
@@ -141,7 +140,7 @@ def test_every_small_range_agrees_with_trial_division() -> None:
     (b"%d" % MOST, (0, MOST)), (b"%d %d" % (HIGHEST - MOST, HIGHEST), (HIGHEST - MOST, HIGHEST)),
 ])
 def test_a_range_within_the_limits_is_read(line: bytes, expected: tuple[int, int]) -> None:
-    """One number or two, and the largest ranges that may be asked for."""
+    """A line has one number or two, up to the largest ranges that may be asked for."""
     assert parse_range(line) == expected
 
 
@@ -154,7 +153,7 @@ def test_a_range_within_the_limits_is_read(line: bytes, expected: tuple[int, int
     (b"what?\n10\n", NO_NUMBERS + b"4\n"),
 ])
 def test_a_line_is_answered_with_a_count_or_an_error(serve, question: bytes, answer: bytes) -> None:
-    """One line each, in order; an error leaves the client connected."""
+    """Each line gets one answer, in order, and an error leaves the client connected."""
     assert ask(serve(PrimesHandler), question) == answer
 
 
@@ -172,7 +171,7 @@ def test_a_call_whose_worker_dies_is_answered_with_an_error(serve) -> None:
 
 
 def test_a_call_above_the_limit_is_answered_with_an_error(serve) -> None:
-    """The client who is refused stays, and may ask again once the other has an answer."""
+    """The client that is refused stays, and may ask again once the other has an answer."""
     executor = HeldExecutor()
     server = serve(PrimesHandler, executor=executor, max_offloads=1, at_offload_limit="refuse")
     with connect(server) as first, connect(server) as second:
@@ -190,12 +189,12 @@ def test_a_call_above_the_limit_is_answered_with_an_error(serve) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_program_counts_until_a_signal(number: signal.Signals) -> None:
-    """It tells where it listens, answers, and returns on the signal."""
+    """It prints where it listens, answers, and returns on the signal."""
     assert run(script=lambda address: ask(address, b"100\n"), number=number) == b"25\n"
 
 
 def test_a_client_that_is_there_at_the_signal_gets_the_end_of_its_stream() -> None:
-    """The program's end is a stop: nothing that it had accepted is left."""
+    """The signal stops the server, which leaves no client connected."""
     def stay(address: Any) -> Any:
         """Get an answer, and stay connected."""
         client = connect(address)
@@ -218,31 +217,31 @@ def test_the_program_counts_on_a_dask_cluster(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("error", [TimeoutError("timed out"), OSError("timed out"), ValueError("timed out")])
 def test_a_scheduler_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """One line, and the exit status of a failure."""
+    """The exit message is one line with the reason."""
     Distributed(monkeypatch, error)
     assert failure("--dask", "127.0.0.1:1") == "primes: cannot reach the Dask scheduler '127.0.0.1:1': timed out"
 
 
 def test_dask_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, with the name of what to install."""
+    """The exit message names what to install."""
     monkeypatch.setitem(sys.modules, "distributed", None)  # type: ignore[arg-type]
     assert failure("--dask", "127.0.0.1:1").startswith("primes: --dask needs the package distributed: ")
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    """The same, with the system's reason."""
+    """The exit message has the address and the system's reason."""
     with socket.create_server(LOOPBACK) as listener:
         assert failure("--port", str(listener.getsockname()[1])).startswith("primes: cannot serve: ")
 
 
 @pytest.mark.parametrize("arguments", [("--port", "70000"), ("--workers", "0")])
 def test_a_number_out_of_range_is_told(arguments: tuple[str, str]) -> None:
-    """The same, and no server is left."""
+    """The exit message has the reason, and no server is left."""
     assert failure("--port", "0", *arguments).startswith("primes: cannot serve: ")
 
 
 def test_the_module_that_is_run_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """`python -m threaded_echo.examples.primes`, which offers one place to compute, not two."""
+    """`python -m threaded_echo.examples.primes` offers one place to compute, not two."""
     monkeypatch.setattr(sys, "argv", ["primes", "--workers", "2", "--dask", "127.0.0.1:8786"])
     monkeypatch.delitem(sys.modules, "threaded_echo.examples.primes")
     with pytest.raises(SystemExit) as raised:

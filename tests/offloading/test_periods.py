@@ -13,7 +13,6 @@ from threaded_echo.offloading.calls import Offloads
 from threaded_echo.offloading.processes import Workers
 
 from .. import calls
-from ..tools import 
 from .tools import calling, executor_of
 
 

@@ -37,7 +37,7 @@ class CountingMixIn(ThreadedMixIn):
     def client_connected(self, client: Client) -> None:
         """Count a client, in its handler thread."""
         with _lock:
-            SERVED["datagram" if isinstance(client.request, tuple) else "stream"] += 1
+            SERVED["datagram" if isinstance(client._connection.request, tuple) else "stream"] += 1
 
 
 def replace(module: ModuleType, name: str, *bases: type) -> None:

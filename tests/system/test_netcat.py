@@ -90,7 +90,7 @@ def converse(stack: ExitStack, process: Process, port: str) -> dict[int, Process
 
 @NETCAT
 def test_three_netcats_until_the_time_is_up_are_numbered_echoed_and_ended() -> None:
-    """Each message is told under its number and echoed, one leaves, the others return when the duration is over."""
+    """Each message is printed under its client's number and echoed; those that stay return when the time is up."""
     with ExitStack() as stack:
         process, port = stack.enter_context(server("--duration", "5"))
         ended(process, converse(stack, process, port))
@@ -99,7 +99,7 @@ def test_three_netcats_until_the_time_is_up_are_numbered_echoed_and_ended() -> N
 @NETCAT
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_three_netcats_until_a_signal_are_numbered_echoed_and_ended(number: signal.Signals) -> None:
-    """The same, ended by a signal."""
+    """The same session is ended by a signal."""
     with ExitStack() as stack:
         process, port = stack.enter_context(server())
         clients = converse(stack, process, port)
@@ -109,7 +109,7 @@ def test_three_netcats_until_a_signal_are_numbered_echoed_and_ended(number: sign
 
 @NCAT
 def test_ncats_until_a_signal_are_numbered_echoed_and_ended() -> None:
-    """Nmap's netcat does as well: one leaves, one is there to the end."""
+    """Nmap's netcat does as well: one leaves, and one is there to the end."""
     with ExitStack() as stack:
         process, port = stack.enter_context(server())
         stays = join(stack, process, 1, "ncat", "--no-shutdown", "127.0.0.1", port)

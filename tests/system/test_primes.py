@@ -64,7 +64,7 @@ def converse(port: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("options", [(), ("--workers", "2")])
 def test_a_netcat_is_answered_until_a_signal(options: tuple[str, ...], number: signal.Signals) -> None:
-    """In threads and in worker processes, which import the program that they were started by."""
+    """The program computes in threads, and in worker processes, which import it."""
     with listening(*module(EXAMPLE, *options)) as (process, port):
         converse(port)
         assert ended(process, number) == []
@@ -82,7 +82,7 @@ def test_a_netcat_is_answered_by_the_command_line() -> None:
 
 
 def test_several_clients_at_once_are_answered_by_two_workers() -> None:
-    """More clients than workers: each gets its own answers, in order."""
+    """There are more clients than workers, and each gets its own answers, in order."""
     with listening(*module(EXAMPLE, "--workers", "2")) as (process, port):
         assert together(6, lambda: ask(("127.0.0.1", port), QUESTION)) == [ANSWER] * 6
         assert ended(process) == []
@@ -128,7 +128,7 @@ def test_several_clients_at_once_are_answered_by_a_dask_cluster(tmp_path: Path, 
 
 @DASK
 def test_no_scheduler_at_the_address_is_told() -> None:
-    """One clear line, and the exit status of a failure."""
+    """The program prints one clear line, and exits with the status of a failure."""
     command = module(EXAMPLE, "--port", "0", "--dask", "nowhere")
     result = subprocess.run(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                             timeout=GUARD)

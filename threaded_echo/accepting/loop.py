@@ -167,10 +167,14 @@ class Loops:
         self.ends_next = False
         self.was_asked = False  # socketserver's own shutdown has found a loop to end
         self.poll_interval: float | None = 0.5  # for a loop in socketserver's own serve_forever
-        self.since: float | None = None  # time.monotonic() of the first loop
+        self.since: float | None = None  # time.monotonic() when it first accepted
 
     def start(self, serve_forever: Callable[[], None]) -> None:
-        """Serve in a background thread. Raises what keeps it from that."""
+        """Serve in a background thread, and return once it accepts. Raises what keeps it from that."""
+        self.begin(serve_forever).wait_until_accepting()
+
+    def begin(self, serve_forever: Callable[[], None]) -> Background:
+        """Begin to serve in a background thread. Raises RuntimeError if the server is serving already."""
         with self._registry.lock:
             if self.in_forever_locked() or self.background is not None and self.background.is_starting():
                 raise RuntimeError(_ALREADY)
@@ -178,7 +182,7 @@ class Loops:
             background = self.background = Background(serve_forever)
             # With the lock held, for the check above; it needs nothing but a thread that has not seen the lock yet.
             background.start()
-        background.wait_until_accepting()
+        return background
 
     def in_forever_locked(self) -> bool:
         """Return whether a thread is in ``serve_forever``."""
@@ -188,12 +192,13 @@ class Loops:
         """List a loop. Raises RuntimeError if another thread is in ``serve_forever``."""
         if loop.forever and self.in_forever_locked():
             raise RuntimeError(_ALREADY)
-        if self.since is None:
-            self.since = time.monotonic()
         self.running.append(loop)
 
     def accepting(self) -> None:
-        """Tell `start` that the calling thread accepts."""
+        """Take note that the calling thread accepts, and tell `start`."""
+        with self._registry.lock:
+            if self.since is None:
+                self.since = time.monotonic()
         if isinstance(background := threading.current_thread(), Background):
             background.accepting()
 

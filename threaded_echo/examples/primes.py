@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
-import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from math import isqrt
@@ -62,7 +60,7 @@ def parse_range(line: bytes) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGINT or SIGTERM. Raises SystemExit where it cannot."""
+    """Serve until SIGINT or SIGTERM. Raises SystemExit if it cannot."""
     parser = argparse.ArgumentParser(prog="primes", description="Count primes, for many clients at once.")
     parser.add_argument("--port", type=int, default=9999, help="0 picks a free one (default: %(default)s)")
     place = parser.add_mutually_exclusive_group()
@@ -70,20 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     place.add_argument("--dask", metavar="SCHEDULER_ADDRESS", help="count on the workers of a Dask cluster")
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
-        waker, alarm = map(stack.enter_context, socket.socketpair())
-        alarm.setblocking(False)
-        # A signal ahead of a blocking call does not end that, unless it writes the byte that the call waits for.
-        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(alarm.fileno()))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         executor = options.workers if options.dask is None else connect_to_dask(stack, options.dask)
         try:
             server = ThreadedTCPServer(("127.0.0.1", options.port), PrimesHandler, executor=executor)
-            stack.enter_context(server).start()
+            stack.enter_context(server)  # closes it, also if it cannot serve
+            print(f"listening on 127.0.0.1:{server.server_address[1]}", flush=True)
+            server.run()
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             raise SystemExit(f"primes: cannot serve: {error}") from None
-        print(f"listening on 127.0.0.1:{server.server_address[1]}", flush=True)
-        waker.recv(1)
 
 
 def connect_to_dask(stack: ExitStack, address: str) -> Any:

@@ -1,0 +1,138 @@
+"""Serving until a signal: what ``server.run`` does.
+
+Guarantees:
+
+- A signal handler puts the signal's number into a queue, for which the main thread waits while a background thread
+  serves; a second one calls for a stop that cuts at once. So Ctrl-C and SIGTERM work in every state, also while the
+  server starts or stops.
+- The handlers that were there before are restored, and a signal that was ignored stays ignored.
+- An exception of another signal handler stops the server, and is then the caller's.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import FrameType
+from typing import Any
+
+from ..observe.logs import NOTICE
+from ..state import ServerState
+from ..stopping import StopReport
+from ..transport.listeners import show_address
+
+logger = logging.getLogger("threaded_echo")
+
+_FIRST_WAIT = 0.1
+"""Seconds of the first wait for a signal; each is twice as long as the one before. A signal that comes in the moment
+just before a wait does not end it, and is noticed when that is over; an idle server hardly ever wakes up for this."""
+
+
+def run(server: Any, duration: float | None) -> StopReport:
+    """Serve, and return the stop's report: see ``ThreadedMixIn.run``."""
+    reasons: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # to stop: a signal's number; None: the loop has ended
+    errors: list[BaseException] = []
+    state = ServerState.of(server)
+    signals = 0
+
+    def serve() -> None:
+        try:
+            server.serve_forever()
+        except BaseException as error:  # whatever it is, the caller of run gets it
+            errors.append(error)
+        finally:
+            reasons.put(None)
+
+    def obey(number: int) -> None:
+        nonlocal signals
+        signals += 1
+        reasons.put(number)
+        if signals > 1:
+            server._stop(0)  # joins the stop that is in progress, or in this very thread interrupts and hastens it
+
+    with handled(obey):
+        logger.log(NOTICE, "listening on %s", show_address(server.server_address), extra={"event": "listening"})
+        state.loops.begin(serve)
+        try:
+            _wait(reasons, duration)
+            live = len(state.registry.live)
+            logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s",
+                       extra={"event": "stopping"})
+        finally:  # an exception of another signal handler, too, stops the server
+            report: StopReport = server._stop()
+        logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
+    if errors:
+        raise errors.pop()
+    return report
+
+
+def _wait(reasons: queue.SimpleQueue[int | None], duration: float | None) -> None:
+    """Wait for a reason to stop, at most ``duration`` seconds."""
+    deadline = None if duration is None else time.monotonic() + duration
+    wait = _FIRST_WAIT
+    while deadline is None or time.monotonic() < deadline:
+        remaining = wait if deadline is None else max(0, min(wait, deadline - time.monotonic()))
+        try:
+            reasons.get(timeout=remaining)
+            return
+        except queue.Empty:
+            wait = min(2 * wait, threading.TIMEOUT_MAX)
+
+
+@contextmanager
+def handled(obey: Callable[[int], object]) -> Iterator[None]:
+    """Call ``obey`` with the number of each SIGINT and SIGTERM, unless the process ignores that signal.
+
+    Only the main thread can set signal handlers: in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+    before: dict[int, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # A process that a handler has forked ignores SIGINT: the terminal's key sends it to all processes, and it is
+        # the server's to obey.
+        if os.getpid() == owner:
+            obey(number)
+
+    _watch_forks()
+    _replaced.append(before)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it belongs to a library in C
+                before[number] = signal.getsignal(number)
+                signal.signal(number, handle)
+        yield
+    finally:
+        for restored, handler in before.items():
+            signal.signal(restored, handler)
+        _replaced.remove(before)
+
+
+_replaced: list[dict[int, Any]] = []
+"""The signal handlers that each `handled` has replaced, the outermost first."""
+
+
+@cache
+def _watch_forks() -> None:
+    """Have forked processes restore what SIGTERM did before."""
+    getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_restore_sigterm)
+
+
+def _restore_sigterm() -> None:
+    """Let SIGTERM end a process that a handler has forked.
+
+    Not left to our handler in that process: it runs late or never there, if another thread than the main one has forked
+    (seen on 3.13 to 3.15).
+    """
+    handlers = [before[signal.SIGTERM] for before in _replaced if signal.SIGTERM in before]
+    for handler in handlers[:1]:
+        signal.signal(signal.SIGTERM, handler)

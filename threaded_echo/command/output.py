@@ -1,0 +1,225 @@
+"""The command's output: log lines, escaped, written by threads of their own.
+
+Guarantees:
+
+- Whoever logs a line never waits for who reads it. At most `MOST_LINES` lines wait for that, of `MOST_BYTES` together;
+  what comes on top of them is dropped and counted, and the count is printed once there is room again.
+- Lines keep their order.
+- The interpreter's end waits neither for a reader nor for a thread that writes: nothing is in the buffer of a standard
+  stream, and if what is left cannot be written in time, the stream is pointed at nothing.
+"""
+from __future__ import annotations
+
+import collections
+import io
+import logging
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import TextIO
+
+from ..accepting.signals import handled
+
+MOST_LINES = 10_000
+MOST_BYTES = 16 << 20
+"""What may wait to be written; the bytes are counted in characters."""
+
+_AT_ONCE = 65536  # characters that are written together
+_LAST_CHANCE = 1.0  # seconds for what is left at the end
+
+logger = logging.getLogger("threaded_echo")
+
+
+class Writer:
+    """Writes lines to a stream, from a thread of its own. *Thread safety*: any thread may call `write`.
+
+    ``broken`` is called in that thread when writing has failed; later lines are dropped. A stream without a descriptor,
+    as tests and notebooks have, is written to by its own methods.
+    """
+
+    def __init__(self, stream: TextIO | None, broken: Callable[[OSError], object], name: str) -> None:
+        self._stream = stream if stream is not None else io.StringIO()  # a program without a console has none
+        self._broken = broken
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._descriptor: int | None = None
+        with suppress(OSError, AttributeError):  # io.UnsupportedOperation is an OSError
+            self._descriptor = self._stream.fileno()
+        self._thread = threading.Thread(target=self._run, name=f"threaded_echo {name}", daemon=True)
+        # Guards all that follows, and tells of changes. Re-entrant, for signal handlers that log.
+        self._changed = threading.Condition()
+        self._lines: collections.deque[str] = collections.deque()
+        self._size = 0  # of the lines that wait
+        self._dropped = 0
+        self._closed = False
+        self._given_up = False
+        self._patience = _LAST_CHANCE  # of `close`, which may be called again
+
+    def start(self) -> None:
+        """Begin to write. Raises RuntimeError if there are no threads."""
+        with suppress(OSError):  # it is broken: the first line finds that out
+            self._stream.flush()  # what was printed before comes first
+        self._thread.start()
+
+    def write(self, line: str) -> None:
+        """Have a line written, with a line end; never waits. A line for which there is no room is dropped."""
+        with self._changed:
+            if self._closed:
+                return
+            # Once lines have been dropped, the queue is to be half empty first: or each second line would be a count.
+            share = 2 if self._dropped else 1
+            if len(self._lines) >= MOST_LINES // share or self._size + len(line) > MOST_BYTES // share:
+                self._dropped += 1
+                return
+            self._add_count_locked()
+            self._add_locked(line)
+
+    def close(self) -> None:
+        """Wait a moment for what is left to be written, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            self._patience = 0.0
+            self._give_up()
+
+    def _add_locked(self, line: str) -> None:
+        self._lines.append(line)
+        self._size += len(line)
+        self._changed.notify()
+
+    def _add_count_locked(self) -> None:
+        if self._dropped:
+            self._add_locked(f"{self._dropped:,} line{' was' if self._dropped == 1 else 's were'} not printed")
+            self._dropped = 0
+
+    def _run(self) -> None:
+        try:
+            while text := self._take():
+                self._write(text)
+        except OSError as error:
+            if self._give_up():
+                self._broken(error)
+
+    def _take(self) -> str:
+        """Wait for lines, and return some; empty at the end."""
+        with self._changed:
+            while not self._lines:
+                self._add_count_locked()
+                if not self._lines:
+                    if self._closed:
+                        return ""
+                    self._changed.wait()
+            taken, size = [], 0
+            while self._lines and size < _AT_ONCE:
+                taken.append(line := self._lines.popleft())
+                size += len(line)
+            self._size -= size
+        return "\n".join([*taken, ""])
+
+    def _write(self, text: str) -> None:
+        data = text.encode(self._encoding, "backslashreplace")
+        if self._descriptor is None:
+            self._stream.write(data.decode(self._encoding))
+            self._stream.flush()
+            return
+        while data and not self._given_up:
+            try:
+                data = data[os.write(self._descriptor, data):]
+            except BlockingIOError:  # somebody who shares it has made it non-blocking
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll()
+
+    def _give_up(self) -> bool:
+        """Drop all lines, and return True the first time.
+
+        Points the descriptor at nothing: what others have left in the stream's buffer must not hold up the end, nor
+        fail. Only the first time: later the descriptor may be somebody else's.
+        """
+        with self._changed:
+            if self._given_up:
+                return False
+            self._given_up = self._closed = True
+            self._lines.clear()
+            if self._descriptor is not None:
+                with suppress(OSError), open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), self._descriptor)
+        return True
+
+
+class _LineHandler(logging.Handler):
+    """Hands records to a `Writer`, with all escaped that could drive a terminal, except the line ends of tracebacks."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(self.format(record))
+        except Exception:  # a wrong call of the logger, in a program's own handler
+            self.handleError(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if text.isprintable():
+            return text
+        return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+
+class Output:
+    """Sends the package's messages to standard output, and its warnings and errors to standard error.
+
+    For a ``with`` block, which leaves the logger as it was. ``broken`` is called, in another thread, when standard
+    output takes no more lines.
+    """
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._stack = ExitStack()
+        self._output = Writer(sys.stdout, self._is_broken, "output")
+        self._errors = Writer(sys.stderr, lambda error: None, "errors")
+        self.broken: Callable[[], object] = lambda: None
+        self.error: OSError | None = None
+        """Why standard output takes no more lines."""
+
+    def __enter__(self) -> Output:
+        with ExitStack() as stack:
+            for writer in (self._errors, self._output):
+                writer.start()
+                stack.callback(writer.close)
+            self._take_logger(stack, _LineHandler(self._output), _LineHandler(self._errors))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        with handled(lambda number: None):  # a moment is not worth an end in the middle
+            self._stack.close()
+
+    def close(self) -> None:
+        """Wait a moment for the last lines of standard output to be written. Afterwards `error` is known."""
+        with handled(lambda number: None):  # as above
+            self._output.close()
+
+    def _take_logger(self, stack: ExitStack, output: logging.Handler, errors: logging.Handler) -> None:
+        output.addFilter(lambda record: record.levelno < logging.WARNING)
+        errors.setLevel(logging.WARNING)
+        errors.setFormatter(logging.Formatter("threaded_echo: %(message)s"))
+        for name in ("propagate", "disabled"):  # logging.config, in a handler's module, disables what it does not know
+            stack.callback(setattr, logger, name, getattr(logger, name))
+            setattr(logger, name, False)
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(self._level)
+        for handler in (output, errors):
+            logger.addHandler(handler)
+            stack.callback(logger.removeHandler, handler)
+
+    def _is_broken(self, error: OSError) -> None:
+        self.error = error
+        self.broken()

@@ -1,0 +1,111 @@
+"""What goes into the log: how much of it, and in which characters.
+
+A client must not be able to drive the log. What it says is shown with its control characters escaped, and how many
+records it can cause is bounded: a `LogLimit` for each client, and one for each kind of error over all clients, which a
+`BoundedLog` keeps. Whatever is left out is counted, and the count is logged.
+"""
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+NOTICE = logging.INFO + 5
+"""The level of what is normal but significant, as in syslog: where a server listens, that it stops and has stopped."""
+
+WINDOW = 10.0
+"""Seconds for which a limit counts."""
+
+
+def printable(text: str) -> str:
+    """Escape what is not printable, line ends included, so that it can neither drive a terminal nor forge a line."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class LogLimit:
+    """Admits at most ``limit`` records in each window of ``seconds``, and counts the rest. ``None``: no limit.
+
+    A window begins with the first record after the end of the one before. *Thread safety*: any thread.
+    """
+
+    __slots__ = ("_limit", "_seconds", "_lock", "_began", "_admitted", "_left_out")
+
+    def __init__(self, limit: int | None, seconds: float = WINDOW) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._lock = threading.RLock()  # guards all that follows; re-entrant for signal handlers that log
+        self._began = float("-inf")
+        self._admitted = 0
+        self._left_out = 0
+
+    def admit(self, now: float) -> bool:
+        """Return whether to log a record at ``now``, a time of `time.monotonic`; if not, count it as left out."""
+        if self._limit is None:
+            return True
+        with self._lock:
+            if now - self._began >= self._seconds:
+                self._began = now
+                self._admitted = 0
+            if self._admitted < self._limit:
+                self._admitted += 1
+                return True
+            self._left_out += 1
+            return False
+
+    def leave_out(self, count: int) -> None:
+        """Count records as left out for which `admit` was not asked, since it had refused the one before."""
+        with self._lock:
+            self._left_out += count
+
+    def take_left_out(self, now: float | None = None) -> int:
+        """Return how many records were left out since the last call, and begin to count anew.
+
+        Returns 0 while the window in which they were left out has not ended at ``now``. ``None``: do not wait for that.
+        """
+        if not self._left_out:  # the usual case needs no lock: who has just counted one asks again later
+            return 0
+        with self._lock:
+            if now is not None and now - self._began < self._seconds:
+                return 0
+            count, self._left_out = self._left_out, 0
+            return count
+
+
+class BoundedLog:
+    """Logs at most ``limit`` records of each kind in ten seconds, over all clients of a server; counts the rest.
+
+    A count is logged with the next record of its kind after the window, or by `flush`. *Thread safety*: any thread.
+    """
+
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger = logger
+        self._clock = clock
+        self._limits: dict[str, LogLimit] = {}
+
+    def log(self, limit: int | None, kind: str, level: int, message: str, *arguments: Any, **keywords: Any) -> None:
+        """Log a record unless ``limit`` of its kind have been logged already.
+
+        ``kind`` is in the words of the count: "handler failures" makes "7 more handler failures were not logged". There
+        must be few kinds: each is kept. The limit of a kind is the one that it was first logged with. The rest is as in
+        `logging.Logger.log`.
+        """
+        if not self._logger.isEnabledFor(level):
+            return
+        limits = self._limits.get(kind) or self._limits.setdefault(kind, LogLimit(limit))
+        now = self._clock()
+        self._tell(kind, limits.take_left_out(now))
+        if limits.admit(now):
+            self._logger.log(level, message, *arguments, **keywords)
+
+    def flush(self) -> None:
+        """Log the counts of what has been left out so far, for instance when the server has stopped."""
+        for kind, limits in list(self._limits.items()):
+            self._tell(kind, limits.take_left_out())
+
+    def _tell(self, kind: str, count: int) -> None:
+        if count:
+            self._logger.warning("%s more %s were not logged", f"{count:,}", kind)
