@@ -12,11 +12,12 @@ class Told:
     """Counts which hooks were called."""
 
     _telling = threading.Lock()  # guards the counts
+    told: Counter[str] = Counter()
 
     def tell(self, hook: str) -> None:
         """Count a call."""
         with self._telling:
-            self.told: Counter[str] = vars(self).get("told", Counter())
+            self.told = vars(self).get("told", Counter())
             self.told[hook] += 1
 
 
