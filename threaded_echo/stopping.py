@@ -174,9 +174,9 @@ class Stopping:
         """Stop the server's clients and threads.
 
         ``defaults``: the seconds for ``drain`` and ``force`` if they are ``None`` and no stop is in progress.
-        ``close`` closes the listening socket, after all loops have ended; ``at_once``: if a stop calls for this one (its
-        ``server_close`` does), before this returns. ``remember``: if there is no loop to end, end
-        the next one.
+        ``close`` closes the listening socket, after all loops have ended; ``at_once``: before this returns, if it is
+        called in the middle of a stop by the thread that leads it. ``remember``: if there is no loop to end, end the
+        next one.
         """
         me = threading.current_thread()
         client = current_client()
