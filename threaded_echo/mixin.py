@@ -22,7 +22,7 @@ from .accepting.loop import Loop
 from .clients.client import Client
 from .clients.connection import means_gone
 from .clients.period import Period
-from .clients.threads import current_client, set_current_client
+from .clients.threads import MAX_IDLE, HandlerThread, calling, current_client
 from .compatibility import NonDataProperty, ShutDownEvent, ThreadList
 from .errors import LineTooLong, ServerStopping
 from .observe.stats import ServerStats
@@ -232,7 +232,7 @@ class ThreadedMixIn(_Base):
     @NonDataProperty
     def clients(self) -> Mapping[int, Client]:
         """The live clients by number: a read-only snapshot. *Thread safety*: any thread."""
-        return MappingProxyType(self._threaded_state.registry.snapshot())
+        return MappingProxyType({client.number: client for client in self._threaded_state.registry.clients()})
 
     @NonDataProperty
     def stopping(self) -> threading.Event:
@@ -291,7 +291,16 @@ class ThreadedMixIn(_Base):
 
     def _admit(self, client: Client, loop: Loop) -> None:
         """Serve a client that the serving thread has accepted in a new thread, which then accepts for itself."""
-        self._in_serving_thread(client, lambda: self._start_thread(client, lambda: loop.next_client(self._accept)))
+        registry, running = self._threaded_state.registry, self._threaded_state.threads.running
+
+        def next_client() -> Client | None:
+            return loop.next_client(self._accept, is_crowded)
+
+        def is_crowded() -> bool:  # about: this thread itself is idle, too
+            return len(running) - len(registry.live) > MAX_IDLE
+
+        loop.attach()
+        self._in_serving_thread(client, lambda: self._start_thread(client, next_client, loop.detach))
 
     def _handle_request_noblock(self) -> None:
         """Accept a connection that is ready, number its client and start its handler."""
@@ -306,8 +315,8 @@ class ThreadedMixIn(_Base):
     def _in_serving_thread(self, client: Client, take_on: Callable[[], object]) -> None:
         """Call ``take_on``, whose failure costs this client only; see that a client is closed which it refuses."""
         request = client._connection.request
-        before = current_client()
-        set_current_client(client)  # until take_on returns: a stop in here must not wait for it
+        before = calling.client
+        calling.client = client  # until take_on returns: a stop in here must not wait for it
         try:
             take_on()
             if client._outcome != "refused":
@@ -324,7 +333,7 @@ class ThreadedMixIn(_Base):
                 self._turn_away(client, request)
             raise
         finally:
-            set_current_client(before)
+            calling.client = before
         self._turn_away(client, request)
 
     def _turn_away(self, client: Client, request: Any) -> None:
@@ -348,17 +357,18 @@ class ThreadedMixIn(_Base):
         state = self._threaded_state
         client = state.registry.find(request)
         if client is None:
-            client = current_client()
+            client = calling.client
             if client is not None and client.thread is None and state.registry.owns(client):
                 state.registry.follow(client, request)  # a subclass has wrapped what was accepted
             else:  # a program accepts by itself, or hands on what another server has accepted
                 client = state.registry.add(request, client_address, state.stopping.period)
         self._start_thread(client)
 
-    def _start_thread(self, client: Client, next_client: Callable[[], Client | None] | None = None) -> None:
+    def _start_thread(self, client: Client, next_client: Callable[[], Client | None] | None = None,
+                      when_over: Callable[[], None] | None = None) -> None:
         try:
             self._threaded_state.threads.serve(client, self._serve_client, daemon=bool(self.daemon_threads),
-                                               next_client=next_client)
+                                               next_client=next_client, when_over=when_over)
         except Exception:
             client._fail("thread")
             raise
@@ -369,14 +379,14 @@ class ThreadedMixIn(_Base):
         """Serve one client in a handler thread."""
         request = client._connection.request
         if request is not None:  # else somebody has closed it meanwhile
-            self._serve(client, self.process_request_thread, request, client.address)
+            self._serve(client, self.process_request_thread, request, client.address, closes=True)
 
     def _serve(self, client: Client, handle: Callable[[Any, Any], None], request: Any, client_address: Any,
-               closes: bool = True) -> None:
+               closes: bool) -> None:
         """Enter the service of a client, call ``handle``, and leave; ``closes``: the connection is closed then."""
-        before = current_client()
+        before = calling.client
+        calling.client = client
         entered = False
-        set_current_client(client)
         try:
             entered = self._enter(client, request)
             if entered:
@@ -385,13 +395,14 @@ class ThreadedMixIn(_Base):
             if closes:
                 if not entered:  # refused, or a hook has raised what is not for us
                     self.shutdown_request(request)
-                self._forget(client)  # an override may have left the closing to nobody
+                if client.state != "gone":  # an override has left the closing to nobody, or has closed it past us
+                    self._forget(client)
             client.thread = None
-            set_current_client(before)
+            calling.client = before
 
     def _enter(self, client: Client, request: Any) -> bool:
         """Shake hands, and call `client_connected`; False if the client is refused."""
-        if tls.awaits_handshake(request):
+        if type(request) is not socket.socket and tls.awaits_handshake(request):
             client._begin(threading.current_thread(), "handshaking")
             if not self._shake_hands(client, request):
                 return False
@@ -421,9 +432,10 @@ class ThreadedMixIn(_Base):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one client, whose exceptions end here, and close its connection."""
-        client = self._threaded_state.registry.find(request)
+        client = self._find(request)
         if client is not None and client.thread is None:  # in a thread of the program's own
-            return self._serve(client, partial(ThreadedMixIn.process_request_thread, self), request, client_address)
+            own = partial(ThreadedMixIn.process_request_thread, self)
+            return self._serve(client, own, request, client_address, closes=True)
         try:
             self.finish_request(request, client_address)
         except Exception as error:  # the handler's own, as in socketserver
@@ -434,7 +446,7 @@ class ThreadedMixIn(_Base):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Run the handler."""
-        client = self._threaded_state.registry.find(request)
+        client = self._find(request)
         if client is not None and client.thread is None:  # in a thread of the program's own
             return self._serve(client, super().finish_request, request, client_address, closes=False)
         if client is None and not self._follow(request):
@@ -493,26 +505,40 @@ class ThreadedMixIn(_Base):
 
     def _close(self, request: Any, close: Callable[[Any], None]) -> None:
         """Forget the client, then close its connection: whoever sees it closed finds that the client has gone."""
-        registry = self._threaded_state.registry
-        client = registry.find(request)
-        if client is not None and client.thread not in (None, threading.current_thread()):
+        client = self._find(request)
+        if client is None:
+            return close(request)
+        thread = threading.current_thread()
+        if client.thread is not thread and client.thread is not None:
             # Closed from here, its handler would stay blocked. Ended, that returns, and its thread closes it.
-            client.disconnect()
-        elif client is None or not registry.remove(client):
-            close(request)
-        else:
-            try:
-                close(request)
-            finally:
-                registry.closed(client)
-                self._tell_disconnected(client)
+            return client.disconnect()
+        self._leave(client, thread, close, request)
 
     def _forget(self, client: Client) -> None:
         """Forget a client whose connection an override has closed in its own way."""
+        if self._threaded_state.registry.owns(client):
+            self._leave(client, threading.current_thread(), lambda request: None, None)
+
+    def _leave(self, client: Client, thread: threading.Thread, close: Callable[[Any], None], request: Any) -> None:
+        """Take a client off the registry, close its connection, and call `client_disconnected`."""
         registry = self._threaded_state.registry
-        if registry.owns(client) and registry.remove(client):
-            registry.closed(client)
-            self._tell_disconnected(client)
+        if isinstance(thread, HandlerThread):  # a stop waits for its end
+            if registry.remove(client, thread.left):
+                try:
+                    close(request)
+                finally:
+                    self._tell_disconnected(client)
+            return
+        registry.closing[client] = None
+        try:
+            if registry.remove(client, registry.elsewhere):
+                try:
+                    close(request)
+                finally:
+                    self._tell_disconnected(client)
+        finally:
+            registry.closing.pop(client, None)
+            registry.notify_if_awaited()
 
     def _tell_disconnected(self, client: Client) -> None:
         """Call `client_disconnected`, if `client_connected` was called."""
@@ -526,6 +552,13 @@ class ThreadedMixIn(_Base):
     def _log(self, kind: str, level: int, message: str, *arguments: object, **keywords: Any) -> None:
         """Log what a client has caused; so many records of a kind, and then only their count."""
         self._threaded_state.logs.log(self.logs_per_client, kind, level, message, *arguments, **keywords)
+
+    def _find(self, request: Any) -> Client | None:
+        """Find the live client of a request; mostly it is the one that the calling thread serves."""
+        client = calling.client
+        if client is not None and client._connection.request is request and request is not None:
+            return client
+        return self._threaded_state.registry.find(request)
 
     def _client_of(self, request: Any) -> Client | None:
         """Find the client of a request, or of the calling thread."""

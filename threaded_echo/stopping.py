@@ -236,7 +236,7 @@ class Stopping:
         inside = me in stop.inside
         try:
             self._offloads.interrupt_open()
-            for client in self._registry.snapshot().values():  # who comes later is woken as it comes
+            for client in self._registry.clients():  # who comes later is woken as it comes
                 client._wake()
             self._wait(lambda: self._loops_over(stop, me), lambda: max(stop.until(), stop.started + _TAIL))
             self._close(stop)
@@ -289,7 +289,7 @@ class Stopping:
             spared = set(stop.inside.values())
         self.period.force()
         self._offloads.give_up()  # first: the calls shall meet the stop, not a client that has gone
-        for client in self._registry.snapshot().values():
+        for client in self._registry.clients():
             if client not in spared:
                 client._cut("stop")
 
@@ -353,7 +353,7 @@ class Stopping:
         if not spared.issuperset(self._threads.running.copy()):
             return False
         return not self._registry.closing and all(client.thread in spared
-                                                  for client in self._registry.snapshot().values())
+                                                  for client in self._registry.clients())
 
     # The report.
 
@@ -376,7 +376,7 @@ class Stopping:
     def _left(self, spared: set[threading.Thread]) -> list[tuple[Client | None, threading.Thread | None]]:
         """Find what still runs: clients and their threads, then threads without a client."""
         left: dict[Client, threading.Thread | None] = {client: client.thread
-                                                       for client in self._registry.snapshot().values()}
+                                                       for client in self._registry.clients()}
         for thread in self._threads.running.copy():
             if thread.client is not None:
                 left[thread.client] = thread

@@ -58,7 +58,7 @@ def test_numbers_are_never_given_twice_by_several_threads():
 
     together(4, add)
     assert sorted(client.number for client in clients) == list(range(1, 801))
-    together(4, lambda: [registry.remove(client) for client in clients])
+    together(4, lambda: [registry.remove(client, registry.elsewhere) for client in clients])
     assert (registry.gone(), registry.live, registry.peak) == (800, {}, 800)
 
 
@@ -274,7 +274,7 @@ def test_follow_after_the_end_changes_nothing(pair):
     request = client._connection.request
     client = registry.add(request, client.address, Period())
     assert registry.find(request) is client
-    assert registry.remove(client) and not registry.remove(client)
+    assert registry.remove(client, registry.elsewhere) and not registry.remove(client, registry.elsewhere)
     client._connection.follow(request)
     registry.follow(client, request)
     assert client._connection.request is None and registry.find(request) is None
@@ -325,14 +325,14 @@ def test_ten_thousand_clients_are_added_and_removed_like_one():
         return count
 
     assert isinstance(registry.live, dict) and isinstance(registry.closing, dict), "so that no search is in C either"
-    removed_with_many = steps(lambda: registry.remove(clients[5_000]))
+    removed_with_many = steps(lambda: registry.remove(clients[5_000], registry.elsewhere))
     with_many = steps(lambda: clients.append(registry.add(object(), "nowhere", period)))
     for client in clients:
-        registry.remove(client)
+        registry.remove(client, registry.elsewhere)
     assert not registry.live
     registry.totals()
     assert steps(lambda: clients.append(registry.add(object(), "nowhere", period))) == with_many
-    assert steps(lambda: registry.remove(clients[-1])) == removed_with_many
+    assert steps(lambda: registry.remove(clients[-1], registry.elsewhere)) == removed_with_many
 
 
 def test_statistics_add_up(serve):

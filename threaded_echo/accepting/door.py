@@ -37,7 +37,7 @@ class Door(Protocol):
         """End every wait, for good. *Thread safety*: any thread, any number of times, also a signal handler."""
 
     def close(self) -> None:
-        """Close the descriptors, when no thread waits any more."""
+        """Close the descriptors, when no thread waits any more, nor will."""
 
 
 class EpollDoor:

@@ -4,7 +4,8 @@ Guarantees:
 
 - A loop wakes for a connection or a stop, and for nothing else (unless it was given a time-out).
 - A stop is never missed: `Loops.stop_locked` marks every loop and shuts its door, which stays shut.
-- A loop that has ended leaves nobody at its door: it waits for the idle handler threads to go, and closes the door.
+- A loop that has ended leaves nobody at its door, which is shut. The last one to go closes it: the loop, or the last of
+  the handler threads that `attach` has counted, each until it ends.
 """
 from __future__ import annotations
 
@@ -19,13 +20,11 @@ from typing import Any
 from ..clients.client import Client
 from ..clients.period import Period
 from ..clients.registry import HandlerRegistry
-from ..clients.threads import MAX_IDLE
 from .door import Door, PollDoor, make_door
 
 logger = logging.getLogger("threaded_echo")
 
 _ALREADY = "this server is already serving"
-_LEAVE = 1.0  # seconds for idle threads to leave a door that is shut: they have nothing else to do
 
 
 class Loop:
@@ -39,8 +38,8 @@ class Loop:
         self.stopped = False  # guarded by the server's lock; read without it, since it changes once
         self._fileno: Callable[[], int] = lambda: -1
         self._door: Door | None = None  # guarded by the server's lock until the loop waits at it
+        self._attached = 1  # the loop itself, and the handler threads that accept for it; guarded by the server's lock
         self._error: BaseException | None = None  # what an idle thread has met at the door
-        self._inside: dict[threading.Thread, None] = {}  # the idle threads that may touch the door
 
     def open(self, fileno: Callable[[], int]) -> None:
         """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may exchange."""
@@ -56,6 +55,19 @@ class Loop:
         self.stopped = True
         if self._door is not None:
             self._door.shut()
+
+    def attach(self) -> None:
+        """Count a handler thread that is going to accept for this loop."""
+        with self._registry.lock:
+            self._attached += 1
+
+    def detach(self) -> None:
+        """Take note that one of them, or the loop, has ended."""
+        with self._registry.lock:
+            self._attached -= 1
+            closes = self._attached == 0
+        if closes and self._door is not None:
+            self._door.close()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for a connection; False after a stop, or after ``timeout`` seconds."""
@@ -74,17 +86,12 @@ class Loop:
             with self._registry.lock:
                 self.stop_locked()
 
-    def next_client(self, accept: Callable[[Period], Client | None]) -> Client | None:
-        """Accept the next client in an idle handler thread; ``None`` if the loop ends, or enough threads are idle."""
-        me = threading.current_thread()
-        inside, door = self._inside, self._door
-        if door is None or len(inside) >= MAX_IDLE:
-            return None
-        # First this, then the look at stopped: `close` does it the other way round, so that it either finds this
-        # thread inside, or this thread finds that the loop has been stopped and does not touch the door.
-        inside[me] = None
+    def next_client(self, accept: Callable[[Period], Client | None], is_crowded: Callable[[], bool]) -> Client | None:
+        """Accept the next client in an idle handler thread; ``None`` if the loop has ended, or it ``is_crowded``."""
+        door = self._door
+        assert door is not None, "open it first"
         try:
-            while not self.stopped:
+            while not (self.stopped or is_crowded()):
                 if door.wait():
                     try:
                         client = accept(self.period)
@@ -96,22 +103,7 @@ class Loop:
             with self._registry.lock:
                 self._error = error
                 self.stop_locked()
-        finally:
-            del inside[me]
-            if self.stopped:
-                with self._registry.lock:
-                    self._registry.changed.notify_all()
         return None
-
-    def close(self) -> None:
-        """Send the idle threads away from the door, and close it."""
-        deadline = time.monotonic() + _LEAVE
-        with self._registry.lock:
-            self.stop_locked()
-            while self._inside.copy() and (remaining := deadline - time.monotonic()) > 0:
-                self._registry.changed.wait(remaining)
-        if self._door is not None and not self._inside:
-            self._door.close()
 
 
 class Background(threading.Thread):
@@ -203,8 +195,10 @@ class Loops:
             background.accepting()
 
     def end(self, loop: Loop) -> None:
-        """Close a loop's door, and forget the loop."""
-        loop.close()
+        """Shut a loop's door, and forget the loop."""
+        with self._registry.lock:
+            loop.stop_locked()
+        loop.detach()
         with self._registry.lock:
             if loop in self.running:
                 self.running.remove(loop)

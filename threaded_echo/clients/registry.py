@@ -6,8 +6,9 @@ Guarantees:
 - A client is in the registry from its accept until its connection is about to be closed, so that whoever sees the
   connection end finds that the client has gone from the registry too.
 - Adding, finding and removing cost the same with one client and with ten thousand.
-- A client that leaves takes no lock that another one wants. It is queued with its outcome, and whoever asks for the
-  totals adds the queue up. A client is counted there or listed here, and in one snapshot never both.
+- A client that leaves takes no lock that another one wants, and changes one dict that others change. It is queued with
+  its outcome in its thread's own queue, and whoever asks for the totals adds the queues up. A client is counted there
+  or listed here, and in one snapshot never both.
 - A client that is added while a stop is in progress is woken: it either finds that its period is over, or was listed
   before the stop has copied the list, since both go through the same dict.
 """
@@ -61,18 +62,31 @@ class HandlerRegistry:
 
     def __init__(self) -> None:
         # Re-entrant, so that a stop in a signal handler cannot deadlock with the frame that it has interrupted. Guards
-        # accepted, peak, awaited and _totals, and the fields of HandlerThreads, Loops and Stopping that say so. The
-        # dicts and the deque change by single operations, which are atomic on every build of Python.
+        # accepted, peak and awaited, and the fields of HandlerThreads, Loops and Stopping that say so. The dicts and
+        # queues change by single operations, which are atomic on every build of Python.
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.awaited = -1  # notify if at most so many clients or threads are left; -1: nobody waits
-        self.live: dict[int, Client] = {}
-        self.closing: dict[int, Client] = {}  # removed, and their connections not closed yet
+        self.live: dict[int, Client] = {}  # by the id of the accepted request, in the order of their numbers
+        self.closing: dict[Client, None] = {}  # removed outside the handler threads, and not closed yet
         self.accepted = 0
         self.peak = 0
-        self._by_request: dict[int, Client] = {}  # id(request) → client, which keeps the request alive
-        self._left: deque[Client] = deque()  # removed, and not added to _totals yet
+        self._wrapped: dict[int, Client] = {}  # by the id of what a program has wrapped around the accepted request
+        self._counting = threading.RLock()  # taken after lock, if both are; guards _totals and Client._counted
         self._totals = Totals()
+        self._queues: dict[int, deque[Client]] = {}  # by their ids: the clients that have left, for _totals
+        self.elsewhere = self.make_queue()  # of those that have left outside the handler threads
+
+    def make_queue(self) -> deque[Client]:
+        """Make the queue of the clients that leave through one thread."""
+        queue: deque[Client] = deque()
+        self._queues[id(queue)] = queue
+        return queue
+
+    def end_queue(self, queue: deque[Client]) -> None:
+        """Add a queue up, whose thread ends."""
+        self._add_up(queue)
+        self._queues.pop(id(queue), None)
 
     def add(self, request: Any, address: Any, period: Period) -> Client:
         """Number an accepted client, list it, and return it."""
@@ -80,80 +94,77 @@ class HandlerRegistry:
         with self.lock:  # only the thread that accepts comes here, and whoever reads the totals
             self.accepted = number = self.accepted + 1
             client = Client(number, request, address, period, self)
-            live[number] = client
+            live[id(request)] = client
             if len(live) > self.peak:
                 self.peak = len(live)
-        self._by_request[id(request)] = client
         if period.stopping.is_set():
             client._wake()
         return client
 
     def find(self, request: Any) -> Client | None:
         """Find the live client of a request; ``None`` if there is none."""
-        return self._by_request.get(id(request))
+        client = self.live.get(id(request))
+        if client is None and self._wrapped:
+            client = self._wrapped.get(id(request))
+        return client
 
     def owns(self, client: Client | None) -> bool:
         """Return whether ``client`` is one of this server's, and live."""
-        return client is not None and client._registry is self and client.number in self.live
+        return client is not None and client._registry is self and client.state != "gone"
 
     def follow(self, client: Client, request: Any) -> None:
         """Take ``request`` as the client's too: it has been wrapped around the one that was accepted."""
         with self.lock:
             if self.owns(client):
-                connection = client._connection
-                if connection.request is not connection.accepted:
-                    self._by_request.pop(id(connection.request), None)
-                self._by_request[id(request)] = client
-                connection.follow(request)
+                self._wrapped.pop(id(client._connection.request), None)
+                self._wrapped[id(request)] = client
+                client._connection.follow(request)
 
-    def remove(self, client: Client) -> bool:
+    def remove(self, client: Client, queue: deque[Client]) -> bool:
         """Forget a client whose connection is about to be closed; False if that has been done.
 
-        If it returns True, the caller calls `closed` after it has closed the connection.
+        ``queue`` is the calling thread's.
         """
         connection = client._connection
         request = connection.request
         if not client._end():
             return False
-        self.closing[client.number] = client
-        self._left.append(client)
-        self._by_request.pop(id(connection.accepted), None)
+        queue.append(client)  # before it leaves the list, so that it is always found in one of them
+        self.live.pop(id(connection.accepted), None)
         if request is not connection.accepted:
-            self._by_request.pop(id(request), None)
+            self._wrapped.pop(id(request), None)
         connection.accepted = None
-        self.live.pop(client.number, None)
-        if len(self._left) > _QUEUED:
-            with self.lock:
-                self._add_up_locked()
+        if len(queue) > _QUEUED:
+            self._add_up(queue)
         return True
 
-    def closed(self, client: Client) -> None:
-        """Take note that a removed client's connection is closed."""
-        self.closing.pop(client.number, None)
+    def notify_if_awaited(self) -> None:
+        """Tell a stop that a client or a thread has gone, if it may have been the last one."""
         if len(self.live) <= self.awaited:
             with self.lock:
                 self.changed.notify_all()
 
-    def snapshot(self) -> dict[int, Client]:
-        """Copy the live clients, by number."""
-        return self.live.copy()
+    def clients(self) -> list[Client]:
+        """Copy the live clients, in the order of their numbers."""
+        return list(self.live.copy().values())
 
     def totals(self) -> tuple[int, int, list[Client], Totals]:
         """Return the number of accepted clients and the peak, the live clients, and what has become of the others."""
-        with self.lock:
-            live = self.live.copy()
-            self._add_up_locked()
-            clients = [client for client in live.values() if not client._counted]
-            totals = Totals(**vars(self._totals))
-            return self.accepted, self.peak, clients, totals
+        with self.lock, self._counting:
+            live = self.clients()
+            for queue in self._queues.copy().values():
+                self._add_up(queue)
+            return (self.accepted, self.peak, [client for client in live if not client._counted],
+                    Totals(**vars(self._totals)))
 
     def gone(self) -> int:
         """Count the clients that have come and gone."""
         totals = self.totals()[3]
         return totals.finished + totals.refused
 
-    def _add_up_locked(self) -> None:
-        while self._left:
-            client = self._left.popleft()
-            client._counted = True
-            self._totals.add(client)
+    def _add_up(self, queue: deque[Client]) -> None:
+        with self._counting:
+            while queue:
+                client = queue.popleft()
+                client._counted = True
+                self._totals.add(client)

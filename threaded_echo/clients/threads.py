@@ -26,33 +26,39 @@ _REAPED = 64  # ended threads of which nobody has been told yet; then those that
 _START = 1.0  # seconds for a thread whose start was interrupted to show that it runs
 
 _numbers = itertools.count(1)
-_calling = threading.local()  # client: the one that the calling thread serves
+
+
+class _Calling(threading.local):
+    client: Client | None = None
+    """The one that the calling thread serves."""
+
+
+calling = _Calling()
 
 
 def current_client() -> Client | None:
     """Return the `Client` that the calling thread serves; ``None`` in a thread that serves none."""
-    return getattr(_calling, "client", None)
-
-
-def set_current_client(client: Client | None) -> None:
-    """Make ``client`` the calling thread's."""
-    _calling.client = client
+    return calling.client
 
 
 class HandlerThread(threading.Thread):
     """A thread that serves one client, and then those that ``next_client`` returns, until that is ``None``."""
 
     def __init__(self, threads: HandlerThreads, client: Client, serve: Callable[[Client], None],
-                 next_client: Callable[[], Client | None] | None, daemon: bool) -> None:
+                 next_client: Callable[[], Client | None] | None, when_over: Callable[[], None] | None,
+                 daemon: bool) -> None:
         super().__init__(daemon=daemon, name=f"client-handler-{next(_numbers)}")
         self.client: Client | None = client
         self._threads = threads
         self._serve = serve
         self._next_client = next_client
+        self._when_over = when_over
+        self.left = threads.registry.make_queue()  # the clients that have left through this thread
 
     def run(self) -> None:
         """Serve clients, each in a fresh `contextvars.Context`."""
         serve, next_client = self._serve, self._next_client
+        del self._serve, self._next_client  # a thread object that somebody keeps shall not keep the server
         client = self.client
         try:
             while client is not None:
@@ -62,56 +68,68 @@ class HandlerThread(threading.Thread):
                     break
                 self.client = client = next_client()
         finally:
+            del serve, next_client
+            self.let_go()
             self._threads.end(self)
+
+    def let_go(self) -> None:
+        """Call ``when_over``, once."""
+        when_over, self._when_over = self._when_over, None
+        if when_over is not None:
+            when_over()
 
 
 class HandlerThreads:
     """The handler threads of one server."""
 
     def __init__(self, registry: HandlerRegistry) -> None:
-        self._registry = registry
+        self.registry = registry
         self.running: dict[HandlerThread, None] = {}
         self._ended: deque[threading.Thread] = deque()
         self._adopted: list[threading.Thread] = []  # the program's own; guarded by the registry's lock
 
     def serve(self, client: Client, serve: Callable[[Client], None], *, daemon: bool,
-              next_client: Callable[[], Client | None] | None = None) -> None:
-        """Call ``serve(client)`` in a new handler thread.
+              next_client: Callable[[], Client | None] | None = None,
+              when_over: Callable[[], None] | None = None) -> None:
+        """Call ``serve(client)`` in a new handler thread; ``when_over`` is called when that ends, or cannot start.
 
         Raises what `threading.Thread.start` does if the thread cannot start. If something else interrupts the start,
         as Ctrl-C may, it is raised too; the client is then the new thread's if that runs (its ``thread`` is set).
         """
-        thread = HandlerThread(self, client, serve, next_client, daemon)
+        thread = HandlerThread(self, client, serve, next_client, when_over, daemon)
         self.running[thread] = None
         try:
             thread.start()
         except BaseException as error:
             if isinstance(error, Exception) or not _runs(thread):
                 self.running.pop(thread, None)  # a stop must not wait for this one
+                self.registry.end_queue(thread.left)
+                thread.let_go()
             else:
                 client.thread = thread
             raise
 
     def end(self, thread: HandlerThread) -> None:
         """Take note that ``thread`` has nothing left to do but to return."""
+        self.registry.end_queue(thread.left)
         self._ended.append(thread)
         self.running.pop(thread, None)
-        if len(self.running) <= self._registry.awaited:
-            with self._registry.lock:
-                self._registry.changed.notify_all()
+        if len(self.running) <= self.registry.awaited:
+            with self.registry.lock:
+                self.registry.changed.notify_all()
         elif len(self._ended) > _REAPED:
             self._reap()
 
     def _reap(self) -> None:
         """Forget the threads that have returned; if somebody else holds the lock, the next thread that ends does it."""
-        if self._registry.lock.acquire(blocking=False):
+        if self.registry.lock.acquire(blocking=False):
             try:
                 for _ in range(len(self._ended)):
                     thread = self._ended.popleft()
                     if thread.is_alive():
                         self._ended.append(thread)
             finally:
-                self._registry.lock.release()
+                self.registry.lock.release()
 
     def count(self) -> tuple[int, int]:
         """Count the busy and the idle threads."""
@@ -121,17 +139,17 @@ class HandlerThreads:
 
     def to_join(self) -> tuple[list[threading.Thread], list[threading.Thread]]:
         """Return the threads that a stop has to join: those that have ended, and those that a program has added."""
-        with self._registry.lock:
+        with self.registry.lock:
             return list(self._ended.copy()), list(self._adopted)
 
     def everyone(self) -> list[threading.Thread]:
         """Copy the threads: handler threads, and those that a program has added."""
-        with self._registry.lock:
+        with self.registry.lock:
             return [*self.running.copy(), *self._adopted]
 
     def adopt(self, threads: Iterable[threading.Thread]) -> None:
         """Adopt threads that a program has made, so that a stop joins them too."""
-        with self._registry.lock:
+        with self.registry.lock:
             self._adopted = [other for other in self._adopted if other.is_alive() or other.ident is None]
             self._adopted.extend(threads)
 
