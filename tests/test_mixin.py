@@ -442,7 +442,7 @@ def test_server_in_a_handler_of_another_keeps_the_clients_apart(serve):
 
 def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serve, monkeypatch):
     """As on platforms without accept4: the listener does not block while serving, its clients do."""
-    monkeypatch.setattr("threaded_echo.mixin._INHERITS_BLOCKING", True)
+    monkeypatch.setattr("threaded_echo.hooks._INHERITS_BLOCKING", True)
 
     class Server(ThreadedTCPServer):
         """Accepts as those platforms do."""

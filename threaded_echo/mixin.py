@@ -6,48 +6,27 @@ its own. It keeps all of its state in one attribute, made on first use: it has n
 """
 from __future__ import annotations
 
-import logging
-import socket
 import socketserver
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import options
 from .accepting import serving, signals
-from .accepting.loop import Loop
 from .clients.client import Client
-from .clients.connection import means_gone
-from .clients.period import Period
-from .clients.threads import MAX_IDLE, HandlerThread, calling, current_client
 from .compatibility import NonDataProperty, ShutDownEvent, ThreadList
-from .errors import LineTooLong, ServerStopping
+from .hooks import ClientHooks
 from .observe.stats import ServerStats
 from .state import ServerState
 from .stopping import StopReport
-from .transport import tls
-from .transport.listeners import show_address
-
-logger = logging.getLogger("threaded_echo")
-
-_HANDSHAKES = "failed TLS handshakes"
-
-# If accept4(2) is missing (macOS, Windows), an accepted connection does not block if its listener does not.
-_INHERITS_BLOCKING = not hasattr(socket, "SOCK_NONBLOCK")
 
 if TYPE_CHECKING:
     from typing import Self
 
-    class _Base(socketserver.ThreadingMixIn, socketserver.TCPServer):
-        pass
-else:
-    _Base = object
 
-
-class ThreadedMixIn(_Base):
+class ThreadedMixIn(ClientHooks):
     """Serve each client in a thread of its own, numbered, with a stop that ends and joins them all.
 
     For a class of socketserver's to come after it: ``class Server(ThreadedMixIn, http.server.HTTPServer)``.
@@ -72,10 +51,6 @@ class ThreadedMixIn(_Base):
         super().__init_subclass__(**keywords)
         options.settle(cls)
 
-    @NonDataProperty
-    def _threaded_state(self) -> ServerState:
-        return ServerState.of(self)
-
     # Serving.
 
     def start(self) -> Self:
@@ -98,7 +73,8 @@ class ThreadedMixIn(_Base):
         """
         if duration is not None:
             options.check_seconds("duration", duration)
-        return signals.run(self, duration)
+        report: StopReport = signals.run(self, ServerState.of(self), duration)
+        return report
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Serve in this thread until `shutdown`, `server_close` or `stop`.
@@ -108,7 +84,7 @@ class ThreadedMixIn(_Base):
         """
         below = super().serve_forever
         if below.__func__ is socketserver.BaseServer.serve_forever:  # type: ignore[attr-defined]
-            serving.serve_forever(self, poll_interval)
+            serving.serve_forever(self, ServerState.of(self), poll_interval)
         else:  # a class below has its own, which ends in socketserver's: see _BaseServer__shutdown_request
             ServerState.of(self).loops.poll_interval = poll_interval
             below(poll_interval)  # type: ignore[arg-type]
@@ -121,7 +97,7 @@ class ThreadedMixIn(_Base):
         """
         below = super().handle_request
         if below.__func__ is socketserver.BaseServer.handle_request:  # type: ignore[attr-defined]
-            serving.handle_request(self)
+            serving.handle_request(self, ServerState.of(self))
         else:
             below()
 
@@ -191,7 +167,7 @@ class ThreadedMixIn(_Base):
         loops = ServerState.of(self).loops
         if sys._getframe(1).f_code is not socketserver.BaseServer.serve_forever.__code__:
             return loops.was_asked  # somebody looks at the attribute
-        serving.serve_forever(self, loops.poll_interval)
+        serving.serve_forever(self, ServerState.of(self), loops.poll_interval)
         return True
 
     @_BaseServer__shutdown_request.setter
@@ -248,339 +224,5 @@ class ThreadedMixIn(_Base):
         """Take a snapshot of the counts. *Thread safety*: any thread. Costs about 2 µs for each live client."""
         return self._threaded_state.stats()
 
-    # The hooks, in the order in which a client meets them. The first ones run in the thread that accepts.
-
-    def get_request(self) -> tuple[Any, Any]:
-        """Accept a connection; on a listener that was wrapped in TLS, without its handshake."""
-        listener = getattr(self, "socket", None)
-        if type(listener) is not socket.socket:
-            listener = tls.as_tls(listener)
-            # Not past a get_request that a class below the mix-in has of its own.
-            if listener is not None and _is(super().get_request, socketserver.TCPServer.get_request):
-                return tls.accept(listener)
-        request, address = super().get_request()
-        if _INHERITS_BLOCKING and request.gettimeout() is None:
-            request.setblocking(True)
-        return request, address
-
-    def _lets_idle_threads_accept(self) -> bool:
-        """Return whether idle handler threads may accept for themselves.
-
-        Not if a program overrides a hook that socketserver calls in the serving thread, nor if threads are not to be
-        reused; then the serving thread alone accepts, and starts a thread for each client.
-        """
-        return bool(self.reuse_threads and self.daemon_threads
-                    and _is(self.get_request, ThreadedMixIn.get_request)
-                    and _is(super().get_request, socketserver.TCPServer.get_request)
-                    and _is(self.verify_request, socketserver.BaseServer.verify_request)
-                    and _is(self.process_request, ThreadedMixIn.process_request))
-
-    def _accept(self, period: Period) -> Client | None:
-        """Accept and number a client; ``None`` if that has failed."""
-        try:
-            request, client_address = self.get_request()
-        except OSError as error:
-            self._meet_accept_error(error, period)
-            return None
-        return self._threaded_state.registry.add(request, client_address, period)
-
-    def _meet_accept_error(self, error: OSError, period: Period) -> None:
-        is_own = not (_is(self.get_request, ThreadedMixIn.get_request)
-                      and _is(super().get_request, socketserver.TCPServer.get_request))
-        self._threaded_state.failures.meet(error, self, period.stopping, is_own)
-
-    def _admit(self, client: Client, loop: Loop) -> None:
-        """Serve a client that the serving thread has accepted in a new thread, which then accepts for itself."""
-        registry, running = self._threaded_state.registry, self._threaded_state.threads.running
-
-        def next_client() -> Client | None:
-            return loop.next_client(self._accept, is_crowded)
-
-        def is_crowded() -> bool:  # about: this thread itself is idle, too
-            return len(running) - len(registry.live) > MAX_IDLE
-
-        loop.attach()
-        self._in_serving_thread(client, lambda: self._start_thread(client, next_client, loop.detach))
-
-    def _handle_request_noblock(self) -> None:
-        """Accept a connection that is ready, number its client and start its handler."""
-        client = self._accept(self._threaded_state.stopping.period)
-        if client is not None:
-            self._in_serving_thread(client, lambda: self._verify_and_process(client))
-
-    def _verify_and_process(self, client: Client) -> None:
-        if self._verify(client):
-            self.process_request(client._connection.request, client.address)
-
-    def _in_serving_thread(self, client: Client, take_on: Callable[[], object]) -> None:
-        """Call ``take_on``, whose failure costs this client only; see that a client is closed which it refuses."""
-        request = client._connection.request
-        before = calling.client
-        calling.client = client  # until take_on returns: a stop in here must not wait for it
-        try:
-            take_on()
-            if client._outcome != "refused":
-                return
-        except Exception as error:  # a program's hook, or a thread that cannot start
-            self._judge(client, error)
-            try:
-                self.handle_error(request, client.address)
-            except Exception:  # a program's own: it must not end the serving loop
-                self._log("failures of hooks", logging.ERROR, "client %d: handle_error has failed", client.number,
-                          exc_info=True)
-        except BaseException:  # an interrupt, or SystemExit of a hook: it ends the loop, and must not leave the client
-            if client.thread is None:
-                self._turn_away(client, request)
-            raise
-        finally:
-            calling.client = before
-        self._turn_away(client, request)
-
-    def _turn_away(self, client: Client, request: Any) -> None:
-        """Close the connection of a client that no handler serves."""
-        try:
-            self.shutdown_request(client._connection.request or request)
-        finally:
-            if client.thread in (None, threading.current_thread()):  # else it is served after all
-                self._forget(client)
-
-    def _verify(self, client: Client) -> bool:
-        """Ask ``verify_request``; ahead of a TLS handshake, leave that to the handler's thread."""
-        request = client._connection.request
-        if tls.awaits_handshake(request) or self.verify_request(request, client.address):
-            return True
-        client._refuse("verify")
-        return False
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a client in a new handler thread. Raises what `threading.Thread.start` does."""
-        state = self._threaded_state
-        client = state.registry.find(request)
-        if client is None:
-            client = calling.client
-            if client is not None and client.thread is None and state.registry.owns(client):
-                state.registry.follow(client, request)  # a subclass has wrapped what was accepted
-            else:  # a program accepts by itself, or hands on what another server has accepted
-                client = state.registry.add(request, client_address, state.stopping.period)
-        self._start_thread(client)
-
-    def _start_thread(self, client: Client, next_client: Callable[[], Client | None] | None = None,
-                      when_over: Callable[[], None] | None = None) -> None:
-        try:
-            self._threaded_state.threads.serve(client, self._serve_client, daemon=bool(self.daemon_threads),
-                                               next_client=next_client, when_over=when_over)
-        except Exception:
-            client._fail("thread")
-            raise
-
-    # The rest runs in the handler's thread, or in one of the program's own that it gives a client to.
-
-    def _serve_client(self, client: Client) -> None:
-        """Serve one client in a handler thread."""
-        request = client._connection.request
-        if request is not None:  # else somebody has closed it meanwhile
-            self._serve(client, self.process_request_thread, request, client.address, closes=True)
-
-    def _serve(self, client: Client, handle: Callable[[Any, Any], None], request: Any, client_address: Any,
-               closes: bool) -> None:
-        """Enter the service of a client, call ``handle``, and leave; ``closes``: the connection is closed then."""
-        before = calling.client
-        calling.client = client
-        entered = False
-        try:
-            entered = self._enter(client, request)
-            if entered:
-                handle(request, client_address)
-        finally:
-            if closes:
-                if not entered:  # refused, or a hook has raised what is not for us
-                    self.shutdown_request(request)
-                if client.state != "gone":  # an override has left the closing to nobody, or has closed it past us
-                    self._forget(client)
-            client.thread = None
-            calling.client = before
-
-    def _enter(self, client: Client, request: Any) -> bool:
-        """Shake hands, and call `client_connected`; False if the client is refused."""
-        if type(request) is not socket.socket and tls.awaits_handshake(request):
-            client._begin(threading.current_thread(), "handshaking")
-            if not self._shake_hands(client, request):
-                return False
-            client._move("serving")
-        else:
-            client._begin(threading.current_thread(), "serving")
-        client._announced = True
-        try:
-            self.client_connected(client)
-        except Exception:  # a program's own: the client is served all the same
-            self._log("failures of hooks", logging.ERROR, "client %d: client_connected has failed", client.number,
-                      exc_info=True)
-        return True
-
-    def _shake_hands(self, client: Client, request: Any) -> bool:
-        """Do the TLS handshake, then ask ``verify_request``; False if the client is refused."""
-        try:
-            tls.shake_hands(request)
-            return self._verify(client)
-        except OSError as error:
-            self._log(_HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s", client.number, error)
-            client._refuse("handshake")
-        except Exception as error:  # a program's verify_request
-            self._judge(client, error)
-            self.handle_error(request, client.address)
-        return False
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one client, whose exceptions end here, and close its connection."""
-        client = self._find(request)
-        if client is not None and client.thread is None:  # in a thread of the program's own
-            own = partial(ThreadedMixIn.process_request_thread, self)
-            return self._serve(client, own, request, client_address, closes=True)
-        try:
-            self.finish_request(request, client_address)
-        except Exception as error:  # the handler's own, as in socketserver
-            self._judge(self._client_of(request), error)
-            self.handle_error(request, client_address)
-        finally:
-            self.shutdown_request(request)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Run the handler."""
-        client = self._find(request)
-        if client is not None and client.thread is None:  # in a thread of the program's own
-            return self._serve(client, super().finish_request, request, client_address, closes=False)
-        if client is None and not self._follow(request):
-            return
-        super().finish_request(request, client_address)
-
-    def _follow(self, request: Any) -> bool:
-        """Take a request that a subclass has wrapped in this thread as its client's; False if its handshake fails."""
-        registry = self._threaded_state.registry
-        client = current_client()
-        if client is not None and registry.owns(client) and client._connection.is_taken_over():
-            registry.follow(client, request)
-        try:
-            tls.shake_hands(request)
-        except OSError as error:
-            self._log(_HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
-                      client.number if client else 0, error)
-            return False
-        return True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the exception that is being handled, with its client's number. May be overridden.
-
-        A client that merely went away is logged at DEBUG only.
-        """
-        error = sys.exc_info()[1]
-        client = self._judge(self._client_of(request), error)
-        name = f"client {client.number}" if client else f"client at {show_address(client_address)}"
-        if isinstance(error, LineTooLong):
-            self._log("lines that are too long", logging.WARNING, "%s: %s", name, error)
-        elif isinstance(error, ServerStopping):
-            logger.info("%s: %s", name, error)
-        elif client is None or client._has_failed():
-            self._log("failures of handlers", logging.ERROR, "%s: its handler has failed", name, exc_info=error)
-        else:
-            logger.debug("%s went away: %s", name, error)
-
-    def shutdown_request(self, request: Any) -> None:
-        """End and close a connection, and forget its client. In a thread that does not serve it: disconnect it."""
-        self._close(request, super().shutdown_request)
-
-    def close_request(self, request: Any) -> None:
-        """Close a connection, and forget its client. In a thread that does not serve it: disconnect it."""
-        self._close(request, super().close_request)
-
-    def client_connected(self, client: Client) -> None:
-        """Do nothing; to override. Called in the handler's thread, ahead of the handler. Exceptions are logged."""
-
-    def client_disconnected(self, client: Client) -> None:
-        """Do nothing; to override. Called after the connection is closed, in the thread that closed it.
-
-        ``client.reason`` says why, if the server has ended it. Exceptions are logged.
-        """
-
-    # What the hooks above have in common.
-
-    def _close(self, request: Any, close: Callable[[Any], None]) -> None:
-        """Forget the client, then close its connection: whoever sees it closed finds that the client has gone."""
-        client = self._find(request)
-        if client is None:
-            return close(request)
-        thread = threading.current_thread()
-        if client.thread is not thread and client.thread is not None:
-            # Closed from here, its handler would stay blocked. Ended, that returns, and its thread closes it.
-            return client.disconnect()
-        self._leave(client, thread, close, request)
-
-    def _forget(self, client: Client) -> None:
-        """Forget a client whose connection an override has closed in its own way."""
-        if self._threaded_state.registry.owns(client):
-            self._leave(client, threading.current_thread(), lambda request: None, None)
-
-    def _leave(self, client: Client, thread: threading.Thread, close: Callable[[Any], None], request: Any) -> None:
-        """Take a client off the registry, close its connection, and call `client_disconnected`."""
-        registry = self._threaded_state.registry
-        if isinstance(thread, HandlerThread):  # a stop waits for its end
-            if registry.remove(client, thread.left):
-                try:
-                    close(request)
-                finally:
-                    self._tell_disconnected(client)
-            return
-        registry.closing[client] = None
-        try:
-            if registry.remove(client, registry.elsewhere):
-                try:
-                    close(request)
-                finally:
-                    self._tell_disconnected(client)
-        finally:
-            registry.closing.pop(client, None)
-            registry.notify_if_awaited()
-
-    def _tell_disconnected(self, client: Client) -> None:
-        """Call `client_disconnected`, if `client_connected` was called."""
-        if client._announced:
-            try:
-                self.client_disconnected(client)
-            except Exception:  # a program's own: the thread has its next client to serve
-                self._log("failures of hooks", logging.ERROR, "client %d: client_disconnected has failed",
-                          client.number, exc_info=True)
-
-    def _log(self, kind: str, level: int, message: str, *arguments: object, **keywords: Any) -> None:
-        """Log what a client has caused; so many records of a kind, and then only their count."""
-        self._threaded_state.logs.log(self.logs_per_client, kind, level, message, *arguments, **keywords)
-
-    def _find(self, request: Any) -> Client | None:
-        """Find the live client of a request; mostly it is the one that the calling thread serves."""
-        client = calling.client
-        if client is not None and client._connection.request is request and request is not None:
-            return client
-        return self._threaded_state.registry.find(request)
-
-    def _client_of(self, request: Any) -> Client | None:
-        """Find the client of a request, or of the calling thread."""
-        registry = self._threaded_state.registry
-        client = registry.find(request)
-        if client is None:
-            client = current_client()
-            if client is not None and client._registry is not registry:
-                client = None  # of another server, in whose handler this one runs
-        return client
-
-    def _judge(self, client: Client | None, error: BaseException | None) -> Client | None:
-        """Count the client as failed, unless ``error`` comes of its going away; return it."""
-        if client is not None and not isinstance(error, ServerStopping):
-            if not (means_gone(error) and client._connection.is_lost()):
-                client._fail()
-        return client
-
 
 options.install(ThreadedMixIn)
-
-
-def _is(method: object, function: object) -> bool:
-    """Return whether a bound method is that function."""
-    return getattr(method, "__func__", None) is function

@@ -120,7 +120,7 @@ def test_program_that_does_not_stop_ends_all_the_same():
 
 def test_idle_threads_are_bounded(serve, monkeypatch):
     """No more wait for a client than MAX_IDLE; the others end."""
-    monkeypatch.setattr("threaded_echo.mixin.MAX_IDLE", 2)
+    monkeypatch.setattr("threaded_echo.hooks.MAX_IDLE", 2)
     server = serve(Echo)
     clients = [connect(server) for _ in range(5)]
     for client in clients:

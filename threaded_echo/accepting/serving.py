@@ -1,4 +1,7 @@
-"""Serving in the calling thread: what ``serve_forever`` and ``handle_request`` do."""
+"""Serving in the calling thread: what ``serve_forever`` and ``handle_request`` do.
+
+``server`` is the program's, and ``state`` its `ServerState`, which is above this folder.
+"""
 from __future__ import annotations
 
 import socketserver
@@ -6,14 +9,12 @@ import time
 from typing import Any
 
 from ..options import check_server
-from ..state import ServerState
 from .loop import Loop, check_listening, unblock
 
 
-def serve_forever(server: Any, poll_interval: float | None) -> None:
+def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
     """Accept clients until a stop."""
     check_server(server)
-    state = ServerState.of(server)
     polls = getattr(server.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
     timeout = poll_interval if polls else None
     shares = server._lets_idle_threads_accept()
@@ -53,9 +54,8 @@ def _accept(server: Any, loop: Loop) -> Any:
         loop.reopen()
 
 
-def handle_request(server: Any) -> None:
+def handle_request(server: Any, state: Any) -> None:
     """Accept one client; return after a stop, too, and call ``handle_timeout`` if the time-out of either is up."""
-    state = ServerState.of(server)
     listener = getattr(server, "socket", None)
     timeouts = [timeout for timeout in (listener and listener.gettimeout(), server.timeout) if timeout is not None]
     deadline = time.monotonic() + min(timeouts) if timeouts else None

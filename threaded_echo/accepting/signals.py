@@ -23,8 +23,6 @@ from types import FrameType
 from typing import Any
 
 from ..observe.logs import NOTICE
-from ..state import ServerState
-from ..stopping import StopReport
 from ..transport.listeners import show_address
 
 logger = logging.getLogger("threaded_echo")
@@ -34,11 +32,10 @@ _FIRST_WAIT = 0.1
 just before a wait does not end it, and is noticed when that is over; an idle server hardly ever wakes up for this."""
 
 
-def run(server: Any, duration: float | None) -> StopReport:
+def run(server: Any, state: Any, duration: float | None) -> Any:
     """Serve, and return the stop's report: see ``ThreadedMixIn.run``."""
     reasons: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # to stop: a signal's number; None: the loop has ended
     errors: list[BaseException] = []
-    state = ServerState.of(server)
     signals = 0
 
     def serve() -> None:
@@ -65,7 +62,7 @@ def run(server: Any, duration: float | None) -> StopReport:
             logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s",
                        extra={"event": "stopping"})
         finally:  # an exception of another signal handler, too, stops the server
-            report: StopReport = server._stop()
+            report = server._stop()
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
     if errors:
         raise errors.pop()
