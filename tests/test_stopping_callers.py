@@ -10,7 +10,7 @@ from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer, current_
 from threaded_echo.stopping import Stopping
 
 from .conftest import LOOPBACK
-from .tools import Echo, Flood, Gate, connect, receive_all, running, together, wait_until
+from .tools import GUARD, Echo, Flood, Gate, connect, receive_all, running, together, wait_until
 
 
 def test_survivor_is_logged_once_for_several_callers(serve, caplog):
@@ -115,6 +115,30 @@ def test_stop_from_the_serving_thread_does_not_wait_for_it(serve, method, hook):
         assert receive_all(client) == b""
     report = server.stop()
     assert report.clean and report.forced == 0
+
+
+def test_stop_from_outside_cuts_a_handler_whose_own_stop_is_over(serve):
+    """The connection of a handler that stops the server is spared by that stop, but not by the one that follows it."""
+    flooding, stopping = threading.Event(), threading.Event()
+
+    class Handler(ClientHandler):
+        """Stops its server, then sends without end."""
+
+        def process(self, data: bytes) -> None:
+            """Stop when the other one waits, and flood."""
+            stopping.set()
+            self.server.stop(drain=0.01, force=0.01)
+            while True:
+                self.send(b"x" * 100_000)
+                flooding.set()
+
+    server = serve(Handler)
+    with connect(server) as client:
+        client.sendall(b"stop")
+        wait_until(stopping)
+        report = server.stop(drain=0.1, force=GUARD)
+        wait_until(flooding)
+    assert report.clean and server.stats().finished == 1
 
 
 def test_second_stop_can_shorten_the_first(serve):

@@ -8,7 +8,7 @@ import pytest
 from threaded_echo import ThreadedTCPServer
 
 from .conftest import LOOPBACK
-from .tools import Echo, Gate, ask, connect, running, wait_until
+from .tools import GUARD, Echo, Gate, ask, connect, running, wait_until
 
 
 @pytest.mark.parametrize("ending", ["stop", "server_close"])
@@ -149,7 +149,7 @@ def test_serving_loop_that_hangs_is_reported(serve, caplog):
         assert "wait_until(release)" in str(report.survivors[1])
         assert "thread threaded_echo serving" in caplog.text and "wait_until(release)" in caplog.text
         release.set()
-    server.stop()
+    server.stop(drain=GUARD)
 
 
 def test_loop_on_handle_request_is_joined(serve):
