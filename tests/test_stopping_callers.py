@@ -23,7 +23,7 @@ def test_survivor_is_logged_once_for_several_callers(serve, caplog):
         gate.release.set()
     assert all(len(report.survivors) == 1 for report in reports)
     assert len([record for record in caplog.records if "still running" in record.getMessage()]) == 1
-    server.stop()
+    server.stop(drain=GUARD)
 
 
 @pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
@@ -166,7 +166,7 @@ def test_second_stop_shortens_the_force_too(serve):
             server.stop(force=0)
         gate.release.set()
     assert not reports[0].clean
-    server.stop()
+    server.stop(drain=GUARD)
 
 
 def test_close_does_not_shorten_a_patient_stop(serve):
@@ -279,7 +279,7 @@ def test_survivors_of_a_handlers_stop_do_not_include_itself(serve):
         gate.release.set()
     [survivor] = reports[0].survivors
     assert survivor.client.number == 1
-    server.stop()
+    server.stop(drain=GUARD)
 
 
 def test_handler_that_stops_is_not_cut_by_its_own_stop(serve):
@@ -319,4 +319,4 @@ def test_survivors_of_a_stop_in_the_serving_thread_are_reported(serve):
         server.serve_forever(poll_interval=0.001)
         gate.release.set()
     assert [survivor.client.number for survivor in reports[0].survivors] == [1]
-    server.stop()
+    server.stop(drain=GUARD)
