@@ -25,6 +25,8 @@ from .state import ServerState
 if TYPE_CHECKING:
     from typing import Self
 
+_SOCKETSERVERS_THREADS: Any = getattr(socketserver, "_Threads", ())
+
 
 class ThreadedMixIn(ClientHooks):
     """Serve each client in a thread of its own, numbered, with a stop that ends and joins them all.
@@ -157,9 +159,6 @@ class ThreadedMixIn(ClientHooks):
     def _run_stop(self, drain: float | None = None, force: float | None = None, *, remember: bool = False,
                   close: Callable[[], None] | None = None, at_once: bool = False) -> StopReport:
         state = ServerState.of(self)
-        # A process_request that was copied from socketserver keeps its threads in such a list of its own.
-        if isinstance(vars(self).get("_threads"), getattr(socketserver, "_Threads", ())):
-            state.threads.adopt(vars(self).pop("_threads"))
         try:
             return state.stopping.run((self.drain_timeout, self.force_timeout), drain, force, remember=remember,
                                       close=close, at_once=at_once)
@@ -229,9 +228,18 @@ class ThreadedMixIn(ClientHooks):
         """
         return self._threaded_state.stopping.period.stopping
 
-    @NonDataProperty
-    def _threads(self) -> ThreadList:
-        return ThreadList(self)
+    @property
+    def _threads(self) -> Any:
+        """What socketserver's mix-in keeps its threads in, and its ``process_request``, by name, adds its own to.
+
+        A program's own attribute of that name is left alone.
+        """
+        own = vars(self).get("_threads")
+        return ThreadList(self) if own is None or isinstance(own, _SOCKETSERVERS_THREADS) else own
+
+    @_threads.setter
+    def _threads(self, value: Any) -> None:
+        vars(self)["_threads"] = value
 
     def stats(self) -> ServerStats:
         """Take a snapshot of the counts. *Thread safety*: any thread. Costs about 2 µs for each live client."""

@@ -33,6 +33,10 @@ logger = logging.getLogger("threaded_echo")
 
 _TAIL = 1.0  # seconds for a thread that has nothing left to do but to return
 
+_LOOK = 0.1
+"""Seconds after which a stop looks again at what it waits for. A signal handler may call for a stop that shortens the one
+it has interrupted. If that was just about to wait, the notification is lost."""
+
 
 class Offloading(Protocol):
     """What a stop does with offloaded calls and worker processes."""
@@ -276,7 +280,7 @@ class Stopping:
         try:
             with self._registry.lock:
                 while not (stop.is_over or inside and not stop.to_close and self._is_quiet(stop, inside)):
-                    self._registry.changed.wait()  # the leader's time is bounded, and so is this
+                    self._registry.changed.wait(_LOOK)  # the leader's time is bounded, and so is this
             if stop.to_close:  # added when the leader was through with it
                 return None
             return self._report(stop, inside) if inside else stop.report
@@ -295,7 +299,7 @@ class Stopping:
                 remaining = until() - time.monotonic()
                 if remaining <= 0:
                     return False
-                self._registry.changed.wait(remaining)
+                self._registry.changed.wait(min(remaining, _LOOK))
         return True
 
     def _loops_over(self, stop: _Stop, me: threading.Thread) -> bool:

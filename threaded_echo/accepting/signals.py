@@ -36,6 +36,7 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
     """Serve, and return the stop's report: see ``ThreadedMixIn.run``."""
     reasons: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # to stop: a signal's number; None: the loop has ended
     errors: list[BaseException] = []
+    reports: list[Any] = []
     signals = 0
 
     def serve() -> None:
@@ -51,18 +52,27 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
         signals += 1
         reasons.put(number)
         if signals > 1:
-            server._stop(0)  # joins the stop that is in progress, or in this very thread interrupts and hastens it
+            # It joins the stop that is in progress, or in this very thread interrupts and hastens it.
+            reports.append(server._stop(0))
 
     with handled(obey):
         logger.log(NOTICE, "listening on %s", show_address(server.server_address), extra={"event": "listening"})
-        state.loops.begin(serve)
+        stops = True
         try:
+            try:
+                state.loops.begin(serve)
+            except RuntimeError:  # it serves already, or there are no threads: it stays as it was
+                stops = False
+                raise
             _wait(reasons, duration)
             live = len(state.registry.live)
             logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s",
                        extra={"event": "stopping"})
         finally:  # an exception of another signal handler, too, stops the server
-            report = server._stop()
+            if stops:
+                reports.append(server._stop())
+        # A second signal's stop may have been over before the first one's began, which then found nothing to do.
+        report = max(reversed(reports), key=lambda report: report.drained + report.forced)
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
     if errors:
         raise errors.pop()
