@@ -61,7 +61,7 @@ class Workers:
                     started.append(worker := self._hold_new(period, unpinned))
                     with self._lock:
                         self._starting.append(worker)
-                    if period.is_stopping():  # and was interrupted before this one was listed
+                    if period.is_stopping():  # `interrupt_start` may have come before this one was listed
                         worker.kill()
                 for worker in started:
                     worker.wait_until_ready()
@@ -121,7 +121,7 @@ class Workers:
             worker = Worker()
         with self._lock:
             self._held[worker] = period
-        if period.forced or interpreter_ends.is_set():  # before this one was listed
+        if period.forced or interpreter_ends.is_set():  # which may have come before this one was listed
             worker.kill()
         return worker
 
