@@ -43,7 +43,7 @@ class Door(Protocol):
 class EpollDoor:
     """Idle threads wait in one epoll object, and the kernel lets one of them through for each connection.
 
-    The listener is registered with ``EPOLLONESHOT`` (epoll_ctl(2)): after one thread has been told of it, nobody is
+    The listener is registered with ``EPOLLONESHOT`` (epoll_ctl(2)): after it has woken one thread, it wakes none
     until `reopen`, which lets the next thread through at once if a connection is pending already. Nothing is handed
     over between threads. In practice the thread that came last is let through first, while its stack is warm.
     """

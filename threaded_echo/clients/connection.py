@@ -134,12 +134,12 @@ class Connection:
             return self._descriptor >= 0 and _descriptor_of(self.request) < 0
 
     def is_lost(self) -> bool:
-        """Return whether the connection has ended in both directions, whoever ended it."""
+        """Return whether the connection has ended in both directions, whichever side ended it."""
         with self._lock:
             if self._descriptor < 0 or self._final is not None:
                 return True
             try:
-                # A Unix socket does not tell, and its peer's name is mostly empty: then an error is the client's.
+                # A Unix socket cannot tell, and its peer's name is usually empty: then an error counts as the client's.
                 return not self.request.getpeername()
             except (OSError, AttributeError):  # AttributeError: a request that is no socket
                 return True

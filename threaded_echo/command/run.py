@@ -43,7 +43,7 @@ class _Server(ThreadedMixIn):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a server until it is told to stop; return the exit status. Raises SystemExit(2) for wrong usage."""
+    """Run a server until it is stopped; return the exit status. Raises SystemExit(2) for wrong usage."""
     options = parse(arguments)
     level = logging.DEBUG if options.verbose else NOTICE if options.quiet else logging.INFO
     try:

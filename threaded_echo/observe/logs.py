@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 NOTICE = logging.INFO + 5
-"""The level of what is normal but significant, as in syslog: where a server listens, that it stops and has stopped."""
+"""The level for normal but significant events, as in syslog: a server listens, stops, and has stopped."""
 
 WINDOW = 10.0
 """Seconds for which a limit counts."""

@@ -20,34 +20,18 @@ class ServerStats:
     """
 
     accepted: int
-    """Connections accepted, which is also the last number given."""
     refused: int
-    """Of these, turned away before a handler."""
     live: int
-    """Clients now."""
     peak: int
-    """The most clients at once."""
     finished: int
-    """Clients that have come and gone."""
     failed: int
-    """Of the finished, those whose handler raised an exception, or could not start."""
     accept_errors: int
-    """Failed accepts, whether tried again or not."""
     bytes_received: int | None
-    """Bytes received from all clients so far; ``None`` where the platform cannot tell."""
     bytes_sent: int | None
-    """Bytes sent to all clients so far; ``None`` where the platform cannot tell."""
     threads_busy: int
-    """Handler threads that serve a client."""
     threads_idle: int
-    """Handler threads that wait for one."""
     offloads_running: int
-    """Offloaded calls that have begun; in an executor of the program's: that it has been given."""
     offloads_waiting: int
-    """Offloaded calls that wait for a worker, or because of ``max_offloads``."""
     offloads_done: int
-    """Offloaded calls that have returned."""
     offloads_failed: int
-    """Offloaded calls that have raised, were refused, or were given up."""
     seconds_up: float
-    """Seconds since it first served; 0.0 before."""
