@@ -40,13 +40,15 @@ _HERE = str(Path(__file__).parent)
 
 @dataclass(frozen=True, slots=True)
 class Survivor:
-    """A handler, or another thread, that was still running when a stop gave up on it."""
+    """A handler, or another thread, that was still running when a stop gave up on it. ``str()`` of it is for people.
+
+    - ``client``: its `Client`; ``None`` for a thread that serves none, such as the serving thread in a program's hook.
+    - ``stack``: the lines that it was running, outermost call first, as strings.
+    - ``thread``: its `threading.Thread`, if it has one.
+    """
 
     client: Client | None
-    """``None`` for a thread that serves no client: the serving thread in a program's hook, or a thread of the
-    program's own that was to be joined."""
     stack: tuple[str, ...]
-    """The lines where it was, outermost call first, as `traceback.format_stack` has them; empty if it had no thread."""
     thread: threading.Thread | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
@@ -57,20 +59,22 @@ class Survivor:
 
 @dataclass(frozen=True, slots=True)
 class StopReport:
-    """What a stop did. ``str()`` of it is for people."""
+    """What a stop did. ``str()`` of it is for people.
+
+    - ``drained``: clients whose handlers ended by themselves after they were woken.
+    - ``forced``: clients whose handlers ended after their connections were cut.
+    - ``survivors``: a tuple of `Survivor`: what was still running when the stop gave up on it.
+    - ``seconds``: how long the stop took.
+    """
 
     drained: int
-    """Clients whose handlers ended by themselves after they were woken."""
     forced: int
-    """Clients whose handlers ended after their connections were cut."""
     survivors: tuple[Survivor, ...]
-    """What was still running when the stop gave up on it."""
     seconds: float
-    """How long the stop took."""
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was left."""
+        """Whether there are no survivors."""
         return not self.survivors
 
     def __str__(self) -> str:
@@ -106,7 +110,7 @@ class _Stop:
         self.drained = 0
         self.background = background  # the thread of start(); a later start() may already wait for this stop to end
         self.leader = threading.current_thread()
-        self.inside: dict[threading.Thread, Client | None] = {}  # the callers from inside, and whom they serve
+        self.inside: dict[threading.Thread, Client | None] = {}  # the callers from inside, and their clients
         self.to_close: list[Callable[[], None]] = []
         self.error: BaseException | None = None  # what closing has raised
         self.is_over = False
@@ -123,7 +127,7 @@ class _Stop:
                 self.force_until = min(self.force_until, now + force)
 
     def go_on(self) -> None:
-        """Be led by the calling thread: the leader was inside, or was interrupted."""
+        """Make the calling thread the leader."""
         self.leader = threading.current_thread()
         self.is_over = False
 
@@ -236,7 +240,7 @@ class Stopping:
         inside = me in stop.inside
         try:
             self._offloads.interrupt_open()
-            for client in self._registry.clients():  # who comes later is woken as it comes
+            for client in self._registry.clients():  # a later one is woken as it is listed
                 client._wake()
             self._wait(lambda: self._loops_over(stop, me), lambda: max(stop.until(), stop.started + _TAIL))
             self._close(stop)
@@ -288,7 +292,7 @@ class Stopping:
             stop.force_until = time.monotonic() + stop.force
             spared = set(stop.inside.values())
         self.period.force()
-        self._offloads.give_up()  # first: the calls shall meet the stop, not a client that has gone
+        self._offloads.give_up()  # first, so that the calls end by ServerStopping, not by a client that has gone
         for client in self._registry.clients():
             if client not in spared:
                 client._cut("stop")
@@ -344,7 +348,7 @@ class Stopping:
         return all(loop.thread is me or loop.thread in stop.inside for loop in self._loops.running)
 
     def _is_quiet(self, stop: _Stop, inside: bool) -> bool:
-        """Return whether nothing runs any more that a caller may wait for: from inside, none of those is."""
+        """Return whether nothing runs any more that a caller may wait for, which excludes the callers from inside."""
         spared = set(stop.inside) if inside else {threading.current_thread()} & set(stop.inside)
         if not stop.patient:
             spared.update(self._given_up)
@@ -358,7 +362,7 @@ class Stopping:
     # The report.
 
     def _report(self, stop: _Stop, inside: bool, log: bool = False) -> StopReport:
-        """Say what the stop has done; the leader logs what is still running."""
+        """Report what the stop has done; the leader also logs what is still running."""
         with self._registry.lock:
             ended = self._registry.gone() - stop.gone_before
             drained = ended if stop.force_until is None else stop.drained
@@ -391,14 +395,14 @@ class Stopping:
 
 
 def stacks_of(threads: list[threading.Thread | None]) -> dict[threading.Thread, tuple[str, ...]]:
-    """Format the lines where each thread is; no entry for one that is nowhere."""
+    """Format the stack of each thread; a thread that does not run has no entry."""
     frames = sys._current_frames() if threads else {}
     return {thread: tuple(traceback.format_stack(frames[thread.ident])) for thread in threads
             if thread is not None and thread.ident in frames}
 
 
 def own_frames(stack: tuple[str, ...]) -> tuple[str, ...]:
-    """Leave out the frames ahead of the program's first own one: those of threading and of this package."""
+    """Leave out the frames before the first of the program's own: those of threading and of this package."""
     foreign = ("threading.py", "socketserver.py")
     for number, lines in enumerate(stack):
         place = lines.partition('"')[2].partition('"')[0]
