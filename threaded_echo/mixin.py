@@ -169,10 +169,10 @@ class ThreadedMixIn(ClientHooks):
 
     @property
     def _BaseServer__shutdown_request(self) -> bool:  # noqa: N802 - socketserver's name
-        """Serve, and return True: socketserver's own loop asks this ahead of its first wait, and is then over."""
+        """Serve, and return True: socketserver's own loop reads this before its first wait, and then ends."""
         loops = ServerState.of(self).loops
         if sys._getframe(1).f_code is not socketserver.BaseServer.serve_forever.__code__:
-            return loops.was_asked  # somebody looks at the attribute
+            return loops.was_asked  # the program only reads the attribute
         serving.serve_forever(self, ServerState.of(self), loops.poll_interval)
         return True
 

@@ -42,7 +42,7 @@ class AcceptFailures:
         self._logged = -_LOG_INTERVAL  # time.monotonic() of the last line
 
     def meet(self, error: OSError, server: Any, stopping: threading.Event, is_own: bool) -> None:
-        """Return to go on after an error of ``get_request``; raise it if the listener itself is broken.
+        """Decide what an error of ``get_request`` means: return to continue; raise it if the listener itself is broken.
 
         ``is_own``: the error is that of a program's own ``get_request``, which has taken the connection off the queue.
         """

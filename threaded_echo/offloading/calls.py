@@ -63,7 +63,7 @@ class Offloads:
 
     def open(self, executor: object, period: Period,
              unpinned: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """Start the worker processes ahead of the first client, unless ``period`` is stopping.
+        """Start the worker processes before the first client, unless ``period`` is stopping.
 
         Raises WorkerDied or OSError if one cannot start. ``unpinned``: as in `call`.
         """

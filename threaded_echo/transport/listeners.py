@@ -73,7 +73,7 @@ class UnixPath:
     def taken(self) -> Iterator[None]:
         """Free the path for a socket that is bound, and listens, in the ``with`` block.
 
-        Raises OSError if somebody listens there, or if it is not a socket; that is left alone.
+        Raises OSError if another server listens there, or if the path is not a socket; either is left alone.
         """
         with self._locked():
             found = self._stat()
@@ -111,7 +111,7 @@ class UnixPath:
             return None
 
     def _is_dead(self) -> bool:
-        """Return whether nobody listens."""
+        """Return whether no server listens there."""
         with socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)  # a listener whose queue is full is alive, too
             return probe.connect_ex(self._path) == errno.ECONNREFUSED
