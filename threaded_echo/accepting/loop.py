@@ -4,8 +4,8 @@ Guarantees:
 
 - A loop wakes for a connection or a stop, and for nothing else (unless it was given a time-out).
 - A stop is never missed: `Loops.stop_locked` marks every loop and shuts its door, which stays shut.
-- A loop that has ended leaves no thread at its door, which is shut. The last one to go closes it: the loop, or the last of
-  the handler threads that `attach` has counted, each until it ends.
+- A loop that has ended leaves no thread at its door, which is shut. The last one to go closes it: the loop, or the last
+  of the handler threads that `attach` has counted, each until it ends.
 """
 from __future__ import annotations
 
