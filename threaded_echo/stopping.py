@@ -34,8 +34,8 @@ logger = logging.getLogger("threaded_echo")
 _TAIL = 1.0  # seconds for a thread that has nothing left to do but to return
 
 _LOOK = 0.1
-"""Seconds after which a stop looks again at what it waits for. A signal handler may call for a stop that shortens the one
-it has interrupted. If that was just about to wait, the notification is lost."""
+"""Seconds after which a stop looks again at what it waits for. A signal handler may call for a stop that shortens the
+one it has interrupted. If that was just about to wait, the notification is lost."""
 
 
 class Offloading(Protocol):
@@ -83,7 +83,7 @@ class _Stop:
                 self.force_until = min(self.force_until, now + force)
 
     def go_on(self) -> None:
-        """Be led by the calling thread: the leader was inside, or was interrupted."""
+        """Make the calling thread the leader."""
         self.leader = threading.current_thread()
         self.is_over = False
 
@@ -196,7 +196,7 @@ class Stopping:
         inside = me in stop.inside
         try:
             self._offloads.interrupt_open()
-            for client in self._registry.clients():  # who comes later is woken as it comes
+            for client in self._registry.clients():  # a later one is woken as it is listed
                 client._wake()
             self._wait(lambda: self._loops_over(stop, me), lambda: max(stop.until(), stop.started + _TAIL))
             self._close(stop)
@@ -250,7 +250,7 @@ class Stopping:
             stop.force_until = time.monotonic() + stop.force
             spared = set(stop.inside.values())
         self.period.force()
-        self._offloads.give_up()  # first: the calls shall meet the stop, not a client that has gone
+        self._offloads.give_up()  # first, so that the calls end by ServerStopping, not by a client that has gone
         for client in self._registry.clients():
             if client not in spared:
                 client._cut("stop")

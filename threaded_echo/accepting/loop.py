@@ -4,8 +4,8 @@ Guarantees:
 
 - A loop wakes for a connection or a stop, and for nothing else (unless it was given a time-out).
 - A stop is never missed: `Loops.stop_locked` marks every loop and shuts its door, which stays shut.
-- A loop that has ended leaves nobody at its door, which is shut. The last one to go closes it: the loop, or the last of
-  the handler threads that `attach` has counted, each until it ends.
+- A loop that has ended leaves no thread at its door, which is shut. The last one to go closes it: the loop, or the last
+  of the handler threads that `attach` has counted, each until it ends.
 """
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Loop:
         self._fileno: Callable[[], int] = lambda: -1
         self._door: Door | None = None  # guarded by the server's lock until the loop waits at it
         self._attached = 1  # the loop itself, and the handler threads that accept for it; guarded by the server's lock
-        self._error: BaseException | None = None  # what an idle thread has met at the door
+        self._error: BaseException | None = None  # an error that an idle thread has met at the door
 
     def open(self, fileno: Callable[[], int]) -> None:
-        """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may exchange."""
+        """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may replace."""
         self._fileno = fileno
         door = make_door(fileno()) if self.forever else PollDoor(fileno())
         with self._registry.lock:
@@ -62,7 +62,7 @@ class Loop:
             self._attached += 1
 
     def detach(self) -> None:
-        """Take note that one of them, or the loop, has ended."""
+        """Note that one of them, or the loop, has ended."""
         with self._registry.lock:
             self._attached -= 1
             closes = self._attached == 0
@@ -118,7 +118,7 @@ class Background(threading.Thread):
 
     def run(self) -> None:
         """Serve; an error after the start goes to `threading.excepthook`."""
-        serve_forever, self._serve_forever = self._serve_forever, None  # or this thread keeps the server for ever
+        serve_forever, self._serve_forever = self._serve_forever, None  # not kept alive by this thread
         assert serve_forever is not None
         try:
             serve_forever()
@@ -134,7 +134,7 @@ class Background(threading.Thread):
         return self.is_alive() and not self._over.is_set()
 
     def accepting(self) -> None:
-        """Tell the starter that it worked."""
+        """Tell `start` that this thread accepts."""
         self._accepts = True
         self._over.set()
 
@@ -187,7 +187,7 @@ class Loops:
         self.running.append(loop)
 
     def accepting(self) -> None:
-        """Take note that the calling thread accepts, and tell `start`."""
+        """Note that the calling thread accepts, and tell `start`."""
         with self._registry.lock:
             if self.since is None:
                 self.since = time.monotonic()

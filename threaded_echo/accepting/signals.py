@@ -6,7 +6,7 @@ Guarantees:
   serves; a second one calls for a stop that cuts at once. So Ctrl-C and SIGTERM work in every state, also while the
   server starts or stops.
 - The handlers that were there before are restored, and a signal that was ignored stays ignored.
-- An exception of another signal handler stops the server, and is then the caller's.
+- An exception of another signal handler stops the server, and is then raised to the caller of `run`.
 """
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from ..transport.listeners import show_address
 logger = logging.getLogger("threaded_echo")
 
 _FIRST_WAIT = 0.1
-"""Seconds of the first wait for a signal; each is twice as long as the one before. A signal that comes in the moment
-just before a wait does not end it, and is noticed when that is over; an idle server hardly ever wakes up for this."""
+"""Seconds of the first wait for a signal; each is twice as long as the one before. A signal that comes just
+before a wait begins does not end that wait, and is noticed at its end. An idle server hardly ever wakes up for this."""
 
 
 def run(server: Any, state: Any, duration: float | None) -> Any:
