@@ -10,7 +10,7 @@ from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer, current_
 from threaded_echo.stopping import Stopping
 
 from .conftest import LOOPBACK
-from .tools import GUARD, Echo, Flood, Gate, connect, receive_all, running, together, wait_until
+from .tools import GUARD, Echo, Flood, Gate, ask, connect, receive_all, running, together, wait_until
 
 
 def test_survivor_is_logged_once_for_several_callers(serve, caplog):
@@ -320,3 +320,63 @@ def test_survivors_of_a_stop_in_the_serving_thread_are_reported(serve):
         gate.release.set()
     assert [survivor.client.number for survivor in reports[0].survivors] == [1]
     server.stop(drain=GUARD)
+
+
+@pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
+def test_stop_in_client_disconnected_does_not_wait_for_its_own_thread(serve, method):
+    """A hook that stops the server after the client has gone is in a handler's thread all the same."""
+    stopped = threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Serves one client."""
+
+        def client_disconnected(self, client):
+            """Stop."""
+            getattr(self, method)()
+            stopped.set()
+
+    server = serve(Echo, Server, drain_timeout=GUARD, force_timeout=0)
+    assert ask(server) == b"ping\n"
+    assert stopped.wait(GUARD / 2), "it has waited for itself"
+    assert server.stop().clean
+
+
+@pytest.mark.parametrize("method", ["stop", "server_close"])
+def test_background_thread_that_stops_behind_its_loop_is_joined_at_once(serve, monkeypatch, method):
+    """A serve_forever that closes the server in its ``finally`` and a stop do not wait for each other."""
+    monkeypatch.setattr("threaded_echo.stopping._TAIL", GUARD)
+
+    class Server(ThreadedTCPServer):
+        """Closes itself."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Serve, then close."""
+            try:
+                super().serve_forever(poll_interval)
+            finally:
+                getattr(self, method)()
+
+    for _ in range(20):
+        report = serve(Echo, Server).stop()
+        assert report.clean and report.seconds < GUARD / 2
+
+
+def test_background_thread_that_goes_on_behind_its_loop_is_waited_for_and_reported(serve, caplog):
+    """What a program does at the end of its own serve_forever belongs to the serving."""
+    over, release = threading.Event(), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Takes its time to end."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Serve, then wait."""
+            super().serve_forever(poll_interval)
+            over.set()
+            wait_until(release)
+
+    server = serve(Echo, Server)
+    [survivor] = server.stop(0, 0).survivors
+    assert (survivor.client, survivor.thread.name) == (None, "threaded_echo serving")
+    wait_until(over)
+    release.set()
+    assert server.stop(GUARD).clean

@@ -109,8 +109,10 @@ class Loop:
 class Background(threading.Thread):
     """The thread of `start`."""
 
-    def __init__(self, serve_forever: Callable[[], None]) -> None:
+    def __init__(self, serve_forever: Callable[[], None], changed: threading.Condition) -> None:
         super().__init__(name="threaded_echo serving", daemon=True)
+        self.is_over = False  # it has nothing left to do but to return; guarded by the server's lock
+        self._changed = changed
         self._serve_forever: Callable[[], None] | None = serve_forever
         self._over = threading.Event()  # the start, one way or the other
         self._accepts = False
@@ -128,6 +130,9 @@ class Background(threading.Thread):
             self._error = error
         finally:
             self._over.set()
+            with self._changed:
+                self.is_over = True
+                self._changed.notify_all()
 
     def is_starting(self) -> bool:
         """Return whether it neither accepts nor has failed yet."""
@@ -171,7 +176,7 @@ class Loops:
             if self.in_forever_locked() or self.background is not None and self.background.is_starting():
                 raise RuntimeError(_ALREADY)
             self.ends_next = False
-            background = self.background = Background(serve_forever)
+            background = self.background = Background(serve_forever, self._registry.changed)
             # With the lock held, for the check above; it needs nothing but a thread that has not seen the lock yet.
             background.start()
         return background
