@@ -263,6 +263,25 @@ def test_socket_replaced_while_serving_is_followed(serve):
         assert ask(other.getsockname()) == b"ping\n"
 
 
+def test_socket_replaced_by_one_with_the_same_descriptor_is_followed(serve):
+    """Closed before the other one is opened, it leaves its number to that."""
+    class Server(ThreadedTCPServer):
+        """Opens its socket anew when the first client has come."""
+
+        def verify_request(self, request, client_address):
+            """Close, and listen again."""
+            if not self.stats().finished and self.stats().accepted == 1:
+                number = self.fileno()
+                self.socket.close()
+                self.socket = socket.create_server(self.server_address)
+                assert self.fileno() == number
+            return True
+
+    server = serve(Echo, Server)
+    for _ in range(3):
+        assert ask(server) == b"ping\n"
+
+
 def test_listener_of_another_class_is_accepted_from(serve):
     """A program's own kind of socket listens as well."""
     class Listener(socket.socket):

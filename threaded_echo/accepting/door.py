@@ -68,6 +68,9 @@ class EpollDoor:
         if listener == self._listener:
             try:
                 self._epoll.modify(listener, _ONE)
+            except FileNotFoundError:  # the program has replaced it by one with the same descriptor
+                with suppress(OSError):  # as below
+                    self._epoll.register(listener, _ONE)
             except OSError:  # another thread has just closed it: no client is accepted until a stop
                 pass
         elif listener >= 0:  # the program has replaced it
