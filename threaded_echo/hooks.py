@@ -326,7 +326,7 @@ class ClientHooks(_Base):
     def _leave(self, client: Client, thread: threading.Thread, close: Callable[[Any], None], request: Any) -> None:
         """Take a client off the registry, close its connection, and call `client_disconnected`."""
         registry = self._threaded_state.registry
-        if isinstance(thread, HandlerThread):  # a stop waits for its end
+        if isinstance(thread, HandlerThread) and thread.is_of(registry):  # a stop waits for its end
             if registry.remove(client, thread.left):
                 try:
                     close(request)

@@ -71,6 +71,10 @@ class HandlerThread(threading.Thread):
             self.let_go()
             self._threads.end(self)
 
+    def is_of(self, registry: HandlerRegistry) -> bool:
+        """Return whether it serves clients of that registry; else it runs there for a handler of another server."""
+        return self._threads.registry is registry
+
     def let_go(self) -> None:
         """Call ``when_over``, once."""
         when_over, self._when_over = self._when_over, None
