@@ -205,4 +205,20 @@ def test_thread_added_by_a_program_is_joined_too(serve):
         [survivor] = report.survivors
         assert survivor.client is None and "wait_until(release)" in str(survivor), "its client has gone; it has not"
         release.set()
-    server.stop(drain=GUARD)
+    assert server.stop(drain=GUARD).clean
+    server.stop()
+
+
+def test_stacks_of_threads_that_are_about_to_end_are_not_read(serve, monkeypatch):
+    """The closing in the middle of a stop reads no stacks: without the GIL, that of an ending thread is unsafe to read.
+    """
+    asked = []
+    monkeypatch.setattr("threaded_echo.stopping.stacks_of", lambda threads: asked.extend(threads) or {})
+    gate = Gate()
+    server = serve(gate.handler)
+    with connect(server):
+        wait_until(gate.entered)
+        with running(server.stop):
+            wait_until(server.stopping)
+            gate.release.set()
+    assert not asked

@@ -91,13 +91,16 @@ class EpollDoor:
 
 
 class PollDoor:
-    """One thread polls the listener, with a lock held; the others wait for the lock. For platforms without epoll."""
+    """One thread polls the listener; the others wait for their turn. For platforms without epoll."""
 
     def __init__(self, listener: int) -> None:
         self._listener = listener
         self._is_shut = False
         self._waker = Waker()
-        self._lock = threading.Lock()  # held from wait to reopen; guards the turn to accept, no fields
+        self._is_taken = False  # from wait to reopen; guarded by the condition's lock
+        # Waiting for a lock would never end if the one thread that has it is interrupted and never reopens. Its lock is
+        # re-entrant for signal handlers.
+        self._turn = threading.Condition(threading.RLock())
         self._poll = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
@@ -107,16 +110,24 @@ class PollDoor:
     def wait(self, timeout: float | None = None) -> bool:
         """As `Door.wait`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
-            return False
+        with self._turn:
+            if not self._turn.wait_for(lambda: self._is_shut or not self._is_taken, timeout) or self._is_shut:
+                return False
+            self._is_taken = True
         gets_through = False
         try:
             remaining = None if deadline is None else max(0, deadline - time.monotonic())
             gets_through = self._is_ready(remaining) and not self._is_shut
         finally:
             if not gets_through:
-                self._lock.release()
+                self._pass_on()
         return gets_through
+
+    def _pass_on(self) -> None:
+        """Let the next thread take its turn."""
+        with self._turn:
+            self._is_taken = False
+            self._turn.notify()
 
     def _is_ready(self, timeout: float | None) -> bool:
         """Return whether the listener has a connection."""
@@ -133,12 +144,14 @@ class PollDoor:
                 self._poll.unregister(self._listener)
                 self._poll.register(listener, select.POLLIN)
             self._listener = listener
-        self._lock.release()
+        self._pass_on()
 
     def shut(self) -> None:
         """As `Door.shut`."""
         self._is_shut = True
         self._waker.set()
+        with self._turn:
+            self._turn.notify_all()
 
     def close(self) -> None:
         """As `Door.close`."""
