@@ -89,6 +89,26 @@ class ClientHooks(_Base):
                       and _is(super().get_request, socketserver.TCPServer.get_request))
         self._threaded_state.failures.meet(error, self, period.stopping, is_own)
 
+    def _accept_and_admit(self, loop: Loop) -> None:
+        """Accept a client in the serving thread, let the next thread accept, and serve the client."""
+        client = None
+        try:
+            try:
+                client = self._accept(loop.period)
+            finally:
+                loop.reopen()
+            if client is not None:
+                self._admit(client, loop)
+        except BaseException:
+            self._abandon(client)
+            raise
+
+    def _abandon(self, client: Client | None) -> None:
+        """Close the connection of a client that no handler serves, as an interrupt or SystemExit ends the loop."""
+        request = client and client._connection.request
+        if client is not None and request is not None and client.thread is None:
+            self._turn_away(client, request)
+
     def _admit(self, client: Client, loop: Loop) -> None:
         """Serve a client that the serving thread has accepted in a new thread, which then accepts for itself."""
         registry, running = self._threaded_state.registry, self._threaded_state.threads.running
@@ -104,9 +124,14 @@ class ClientHooks(_Base):
 
     def _handle_request_noblock(self) -> None:
         """Accept a connection that is ready, number its client and start its handler."""
-        client = self._accept(self._threaded_state.stopping.period)
-        if client is not None:
-            self._in_serving_thread(client, lambda: self._verify_and_process(client))
+        client = None
+        try:
+            client = self._accept(self._threaded_state.stopping.period)
+            if client is not None:
+                self._in_serving_thread(client, partial(self._verify_and_process, client))
+        except BaseException:
+            self._abandon(client)
+            raise
 
     def _verify_and_process(self, client: Client) -> None:
         if self._verify(client):
@@ -128,10 +153,6 @@ class ClientHooks(_Base):
             except Exception:  # one of the program's own: it must not end the serving loop
                 self._log("failures of hooks", logging.ERROR, "client %d: handle_error has failed", client.number,
                           exc_info=True)
-        except BaseException:  # an interrupt, or SystemExit of a hook: it ends the loop, and must not leave the client
-            if client.thread is None:
-                self._turn_away(client, request)
-            raise
         finally:
             calling.client = before
         self._turn_away(client, request)

@@ -227,6 +227,21 @@ def test_close_by_the_program_ends_the_loop():
         server.serve_forever()
 
 
+def test_interrupt_between_accepting_and_serving_leaves_no_client(monkeypatch):
+    """Ctrl-C that comes as the next thread is let accept closes the client that was accepted before."""
+    def interrupted(self):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Loop, "reopen", interrupted)
+    server = ThreadedTCPServer(LOOPBACK, Echo)
+    with connect(server) as client:
+        with pytest.raises(KeyboardInterrupt):
+            server.serve_forever()
+        assert receive_all(client) == b""
+        assert not server.clients and server.stop(0, 0).clean
+
+
 def test_mode_of_the_listener_is_not_restored(serve):
     """Other processes may share it, and would block; Python's own idea of its time-out is left alone."""
     server = serve(Echo)

@@ -33,9 +33,7 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
             while not loop.stopped:
                 if loop.wait(timeout):
                     if shares:
-                        client = _accept(server, loop)
-                        if client is not None:
-                            server._admit(client, loop)
+                        server._accept_and_admit(loop)
                     else:
                         try:
                             server._handle_request_noblock()
@@ -45,13 +43,6 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
                     server.service_actions()
     finally:
         state.loops.end(loop)
-
-
-def _accept(server: Any, loop: Loop) -> Any:
-    try:
-        return server._accept(loop.period)
-    finally:
-        loop.reopen()
 
 
 def handle_request(server: Any, state: Any) -> None:

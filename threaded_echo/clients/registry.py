@@ -92,9 +92,10 @@ class HandlerRegistry:
         """Number an accepted client, list it, and return it."""
         live = self.live
         with self.lock:  # contended only by readers of the totals, as one thread accepts at a time
-            self.accepted = number = self.accepted + 1
+            number, key = self.accepted + 1, id(request)
             client = Client(number, request, address, period, self)
-            live[id(request)] = client
+            live[key] = client
+            self.accepted = number  # not before, or an interrupt in between leaves a client that is nowhere
             if len(live) > self.peak:
                 self.peak = len(live)
         if period.stopping.is_set():
