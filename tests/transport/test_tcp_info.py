@@ -98,3 +98,27 @@ def test_old_kernel_tells_nothing(pair):
 
     with Old(fileno=pair[1].detach()) as old:
         assert read_traffic(old) is None
+
+
+class Racing(socket.socket):
+    """A connection whose end of stream arrives while its counts are read: its state is told as it was before."""
+
+    told = 0
+
+    def getsockopt(self, *arguments):
+        """Tell the first time that it is established."""
+        raw = super().getsockopt(*arguments)
+        self.told += 1
+        return raw if self.told > 1 else b"\1" + raw[1:]
+
+
+@linux
+def test_end_of_stream_that_arrives_in_the_middle_is_no_byte(pair):
+    """The kernel reads the state ahead of the counts: bytes never go back by one afterwards."""
+    client, server = pair
+    client.sendall(b"hello")
+    client.shutdown(socket.SHUT_WR)
+    while server.recv(10):
+        pass
+    with Racing(fileno=socket.dup(server.fileno())) as racing:
+        assert read_traffic(racing).received == 5

@@ -39,6 +39,14 @@ def read_traffic(connection: object) -> Traffic | None:
         return None
     try:
         raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAYOUT.size)
+        # The kernel reads the state ahead of the counts, and does not lock the connection for it: an end of stream that
+        # arrives in between is counted as a byte. So read again until the state is the same twice.
+        while raw[0] not in _PEER_HAS_FINISHED:
+            before = raw
+            raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAYOUT.size)
+            if raw[0] == before[0]:
+                raw = before
+                break
     except OSError:  # not TCP, or closed in the meantime
         return None
     if len(raw) < _LAYOUT.size:  # a kernel before 4.19
