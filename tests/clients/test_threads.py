@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import os
 import socket
 import socketserver
 import subprocess
@@ -116,6 +117,21 @@ def test_program_that_does_not_stop_ends_all_the_same():
     for daemon in ("daemon", "no daemon"):
         assert subprocess.run([sys.executable, "-c", program, daemon], timeout=GUARD, stderr=subprocess.PIPE,
                               check=True).stderr == b""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_process_that_returns_in_a_handler_ends_there():
+    """A child that a handler forks, and that returns from it, does not accept its parent's clients."""
+    program = ("import os, socket, threaded_echo\n"
+               "class Forks(threaded_echo.ClientHandler):\n"
+               "    def handle(self):\n"
+               "        if child := os.fork():\n"
+               "            os.waitpid(child, 0)\n"
+               "            print('it has ended', flush=True)\n"
+               "with threaded_echo.ThreadedTCPServer(('127.0.0.1', 0), Forks, drain_timeout=60).start() as server:\n"
+               "    socket.create_connection(server.server_address).recv(1)\n")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=GUARD, capture_output=True, check=True)
+    assert done.stdout == b"it has ended\n"
 
 
 def test_idle_threads_are_bounded(serve, monkeypatch):

@@ -35,6 +35,7 @@ class Loop:
         self.thread = threading.current_thread()
         self.period: Period  # set by `Stopping.begin_serving`
         self._registry = registry
+        self._process = os.getpid()
         self.stopped = False  # guarded by the server's lock; read without it, since it changes once
         self._fileno: Callable[[], int] = lambda: -1
         self._door: Door | None = None  # guarded by the server's lock until the loop waits at it
@@ -87,7 +88,12 @@ class Loop:
                 self.stop_locked()
 
     def next_client(self, accept: Callable[[Period], Client | None], is_crowded: Callable[[], bool]) -> Client | None:
-        """Accept the next client in an idle handler thread; ``None`` if the loop has ended, or it ``is_crowded``."""
+        """Accept the next client in an idle handler thread; ``None`` if the loop has ended, or it ``is_crowded``.
+
+        ``None``, too, in a process that a handler has forked and returned in: the clients are its parent's to accept.
+        """
+        if os.getpid() != self._process:
+            return None
         door = self._door
         assert door is not None, "open it first"
         try:
