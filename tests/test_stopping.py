@@ -5,6 +5,7 @@ import logging
 import socket
 import socketserver
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -222,3 +223,28 @@ def test_stacks_of_threads_that_are_about_to_end_are_not_read(serve, monkeypatch
             wait_until(server.stopping)
             gate.release.set()
     assert not asked
+
+
+def test_client_that_waits_for_a_programs_thread_is_given_up_once(serve):
+    """A client in the queue of a program's own executor is a survivor without a thread: the next stop does not wait."""
+    gate = Gate()
+    queued = threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Serves one client; the others wait."""
+
+        def process_request(self, request, client_address):
+            """Hand the client over."""
+            executor.submit(self.process_request_thread, request, client_address)
+            if len(self.clients) == 2:
+                queued.set()
+
+    with ThreadPoolExecutor(1) as executor:
+        server = serve(gate.handler, Server, drain_timeout=GUARD)
+        with connect(server), connect(server):
+            wait_until(queued)
+            assert len(server.stop(0, 0).survivors) == 2
+            report = server.stop()
+            gate.release.set()
+        assert len(report.survivors) == 2 and report.seconds < GUARD / 2
+    assert server.stop().clean

@@ -101,6 +101,7 @@ class Stopping:
         self._offloads = offloads
         self._current: _Stop | None = None
         self._given_up: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._left_waiting: set[Client] = set()  # given up without a thread, as a program's executor has none for them
         self.period = Period()  # a new one when serving begins again
 
     def begin_serving(self, loop: Loop, fileno: Callable[[], int]) -> bool:
@@ -157,7 +158,7 @@ class Stopping:
                     close = None
                 if self._is_awaited(stop, me, client) and not is_nested:
                     stop.inside[me] = stop.called_inside[me] = client
-                    self._registry.awaited = len(stop.inside) + len(self._given_up)
+                    self._registry.awaited = len(stop.inside) + len(self._given_up) + len(self._left_waiting)
             if is_nested:  # server_close() in the middle of a stop(), or a stop in a signal handler
                 if close is not None:
                     close()
@@ -188,7 +189,8 @@ class Stopping:
         for thread in list(self._given_up):
             if not thread.is_alive():
                 self._given_up.discard(thread)
-        self._registry.awaited = len(self._given_up)
+        self._left_waiting = {client for client in self._left_waiting if client.state != "gone"}
+        self._registry.awaited = len(self._given_up) + len(self._left_waiting)
         self.period.stop()
         self._loops.stop_locked()
 
@@ -315,6 +317,7 @@ class Stopping:
         spared_clients = set(stop.called_inside.values()) if inside else set()
         if not stop.patient:
             spared.update(self._given_up)
+            spared_clients.update(self._left_waiting)
         if any(loop.thread not in spared for loop in self._loops.running):
             return False
         if stop.background is not None and not (stop.background.is_over or stop.background in spared):
@@ -335,10 +338,13 @@ class Stopping:
         stacks = stacks_of([thread for _, thread in left]) if with_stacks else {}
         survivors = tuple(Survivor(client, stacks.get(thread, ()) if thread else (), thread) for client, thread in left)
         if log:
-            new = [survivor for survivor in survivors if survivor.thread not in self._given_up]
+            new = [survivor for survivor in survivors
+                   if survivor.thread not in self._given_up and survivor.client not in self._left_waiting]
             if new:
                 logger.warning("still running after the stop:\n%s", "\n".join(map(str, new)))
-            self._given_up.update(thread for _, thread in left if thread is not None)
+            with self._registry.lock:
+                self._given_up.update(thread for _, thread in left if thread is not None)
+                self._left_waiting.update(client for client, thread in left if client is not None and thread is None)
         return StopReport(drained, ended - drained, survivors, time.monotonic() - stop.started)
 
     def _left(self, stop: _Stop, spared: set[threading.Thread]) -> list[tuple[Client | None, threading.Thread | None]]:

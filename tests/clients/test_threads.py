@@ -130,7 +130,8 @@ def test_process_that_returns_in_a_handler_ends_there():
                "            print('it has ended', flush=True)\n"
                "with threaded_echo.ThreadedTCPServer(('127.0.0.1', 0), Forks, drain_timeout=60).start() as server:\n"
                "    socket.create_connection(server.server_address).recv(1)\n")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=GUARD, capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=GUARD, check=True,
+                          capture_output=True)
     assert done.stdout == b"it has ended\n"
 
 
