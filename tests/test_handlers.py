@@ -9,11 +9,11 @@ from contextlib import suppress
 
 import pytest
 
-from threaded_echo import ClientHandler, EchoHandler, LineHandler, LineTooLong, current_client
+from threaded_echo import ClientHandler, EchoHandler, LineHandler, LineTooLong, ThreadedMixIn, current_client
 from threaded_echo.handlers import printable
 
 from .conftest import LOOPBACK
-from .tools import ask, connect, receive, receive_all, running, wait_until
+from .tools import GUARD, ask, connect, receive, receive_all, running, wait_until
 
 
 class Shout(LineHandler):
@@ -67,6 +67,22 @@ def test_handler_has_its_client_and_server_before_setup(serve):
     assert ask(server) == b"bye"
     [(same, its_server, stopping, thread)] = seen
     assert same and its_server is server and stopping is server.stopping and isinstance(thread, threading.Thread)
+
+
+def test_handler_of_datagrams_is_given_its_client():
+    """A datagram handler with ClientHandler last among its bases has no connection, and all the rest."""
+    class Handler(socketserver.DatagramRequestHandler, ClientHandler):
+        """Replies with its number."""
+
+        def handle(self):
+            """Reply."""
+            self.wfile.write(b"%d" % self.client.number)
+
+    server_class = type("Server", (ThreadedMixIn, socketserver.UDPServer), {})
+    with server_class(LOOPBACK, Handler).start() as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(GUARD)
+        client.sendto(b"?", server.server_address)
+        assert client.recv(100) == b"1"
 
 
 def test_small_replies_leave_at_once(serve):

@@ -56,7 +56,7 @@ class ClientHandler(socketserver.BaseRequestHandler):
         try:
             # A reply must not wait for the acknowledgement of the one before (RFC 896).
             request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:  # not TCP
+        except (OSError, AttributeError):  # not TCP; a datagram's request is a tuple
             pass
         super().__init__(request, client_address, server)
 
