@@ -184,6 +184,24 @@ def test_send_in_process_keeps_the_order(serve):
     assert ask(serve(Handler), b"1\n2\n") == b"sent 1\nreply 1\nsent 2\nreply 2\n"
 
 
+def test_send_of_a_subclass_sends_every_reply(serve):
+    """However the lines arrive, a line handler that overrides send has its replies go through it."""
+    class Loud(LineHandler):
+        """Sends in upper case."""
+
+        def process(self, line):
+            """Reply with the line."""
+            return line
+
+        def send(self, data):
+            """Override."""
+            super().send(bytes(data).upper())
+
+    server = serve(Loud)
+    assert ask(server, b"one\n") == b"ONE\n"
+    assert ask(server, b"one\ntwo\nend") == b"ONE\nTWO\nEND\n"
+
+
 def test_slow_lines_do_not_hold_replies_back(serve):
     """A reply that has waited longer than a moment is sent ahead of the next line."""
     entered, release = threading.Event(), threading.Event()

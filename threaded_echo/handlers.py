@@ -207,7 +207,7 @@ class LineHandler(ClientHandler):
         if replies:
             data = b"".join(replies)
             replies.clear()
-            self.client.send(data)
+            self._sender()(data)
 
     def _sender(self) -> Callable[[Any], None]:
         if getattr(self.send, "__func__", None) is LineHandler.send:
