@@ -49,6 +49,21 @@ def test_wrong_class_attribute_is_named():
         type("Server", (ThreadedTCPServer,), {"drain_timeout": -1})
 
 
+def test_option_that_is_a_property_is_checked_when_serving():
+    """A program's class may compute an option: it is the value on the instance that counts."""
+    seconds = [2.0, -1]
+    server_class = type("Server", (ThreadedTCPServer,), {
+        "daemon_threads": property(lambda server: True),
+        "drain_timeout": property(lambda server: seconds[0])})
+    with server_class(LOOPBACK, Echo) as server:
+        assert ask(server.start()) == b"ping\n"
+        server.shutdown()
+        seconds.reverse()
+        with pytest.raises(ValueError, match="drain_timeout"):
+            server.start()
+        seconds.reverse()
+
+
 def test_wrong_instance_attribute_is_named_when_serving():
     """What was set on the instance is checked before it serves."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:

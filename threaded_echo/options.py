@@ -153,4 +153,6 @@ def settle(server_class: type) -> None:
                 setattr(server_class, name, vars(theirs[0])[name])
         elif name in _SOCKETSERVERS and (not owners or owners[0].__module__ == "socketserver"):
             setattr(server_class, name, OPTIONS[name].default)
-    check({name: vars(server_class)[name] for name in OPTIONS if name in vars(server_class)})
+    # A property or a slot has its value on the instance, which is checked when that serves.
+    check({name: value for name, value in vars(server_class).items()
+           if name in OPTIONS and not hasattr(type(value), "__get__")})
