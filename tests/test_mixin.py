@@ -440,6 +440,28 @@ def test_server_in_a_handler_of_another_keeps_the_clients_apart(serve):
     assert reports[0].clean and reports[0].forced == 0
 
 
+def test_client_that_is_handed_on_is_the_other_servers_only(serve):
+    """A process_request that calls another server's hands its client over: the stop of the first leaves it alone."""
+    backend = serve(Echo)
+
+    class Front(ThreadedTCPServer):
+        """Only accepts."""
+
+        def process_request(self, request, client_address):
+            """Hand on."""
+            backend.process_request(request, client_address)
+
+    front = serve(Echo, Front)
+    with connect(front) as client:
+        client.sendall(b"1")
+        assert client.recv(1) == b"1" and len(backend.clients) == 1 and not front.clients
+        report = front.stop()
+        assert report.clean and (report.drained, report.forced) == (0, 0)
+        client.sendall(b"2")
+        assert client.recv(1) == b"2"
+        assert backend.stop().drained == 1
+
+
 def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serve, monkeypatch):
     """As on platforms without accept4: the listener does not block while serving, its clients do."""
     monkeypatch.setattr("threaded_echo.hooks._INHERITS_BLOCKING", True)

@@ -182,6 +182,8 @@ class ClientHooks(_Base):
             if client is not None and client.thread is None and state.registry.owns(client):
                 state.registry.follow(client, request)  # a subclass has wrapped what was accepted
             else:  # a program accepts by itself, or hands on what another server has accepted
+                if client is not None and client._connection.request is request:
+                    client._registry.hand_on(client)
                 client = state.registry.add(request, client_address, state.stopping.period)
         self._start_thread(client)
 

@@ -37,7 +37,7 @@ class Client:
                  "_outcome", "_announced", "_ended_its_stream", "_counted", "_logs", "_accepted", "_accepted_at",
                  "_ended")
 
-    def __init__(self, number: int, request: Any, address: Any, period: Period, registry: object) -> None:
+    def __init__(self, number: int, request: Any, address: Any, period: Period, registry: Any) -> None:
         self.number = number
         self.address = address
         self.thread: threading.Thread | None = None

@@ -139,6 +139,11 @@ class HandlerRegistry:
             self._add_up(queue)
         return True
 
+    def hand_on(self, client: Client) -> None:
+        """Forget a client whose connection another server serves from now on."""
+        self.remove(client, self.elsewhere)
+        self.notify_if_awaited()
+
     def notify_if_awaited(self) -> None:
         """Notify a stop that a client has gone, if it may have been the last one that the stop waits for."""
         if len(self.live) <= self.awaited:
