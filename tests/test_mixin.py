@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import socketserver
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -497,6 +499,27 @@ def test_get_request_below_the_mixin_is_used_for_tls_listeners_too(serve):
     with server.start(), connect_tls(server) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x" and len(accepted) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_child_knows_no_clients_and_its_close_leaves_the_parents_alone(serve):
+    """The usual idiom of a program that forks: the child closes its copy of the server."""
+    server = serve(Echo)
+    with connect(server) as client:
+        client.sendall(b"1")
+        assert client.recv(1) == b"1"
+        child = os.fork()
+        if child == 0:
+            known = 1
+            with suppress(BaseException):  # the test must not go on in the child, whatever it meets
+                known = len(server.clients) + server.stats().live + server.stopping.is_set()
+                server.server_close()
+            os._exit(known)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        client.sendall(b"2")
+        assert client.recv(1) == b"2" and len(server.clients) == 1
+        assert ask(server) == b"ping\n"
 
 
 def test_state_is_made_once():

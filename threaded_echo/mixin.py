@@ -219,19 +219,19 @@ class ThreadedMixIn(ClientHooks):
 
         Dask runs equal calls only once, unless the executor is made by ``client.get_executor(pure=False)``.
         """
-        return self._threaded_state.offload(self, function, args, kwargs)
+        return ServerState.of(self).offload(self, function, args, kwargs)
 
     # What it tells.
 
     def __repr__(self) -> str:
-        state = self._threaded_state
+        state = ServerState.of(self)
         address = getattr(self, "server_address", None)
         return f"<{type(self).__name__} on {address!r}, {state.loops.describe()}, {len(state.registry.live)} live>"
 
     @NonDataProperty
     def clients(self) -> Mapping[int, Client]:
         """The live clients by number: a read-only snapshot. *Thread safety*: any thread."""
-        return MappingProxyType({client.number: client for client in self._threaded_state.registry.clients()})
+        return MappingProxyType({client.number: client for client in ServerState.of(self).registry.clients()})
 
     @NonDataProperty
     def stopping(self) -> threading.Event:
@@ -239,7 +239,7 @@ class ThreadedMixIn(ClientHooks):
 
         A handler waits on it instead of sleeping.
         """
-        return self._threaded_state.stopping.period.stopping
+        return ServerState.of(self).stopping.period.stopping
 
     @property
     def _threads(self) -> Any:
@@ -256,7 +256,7 @@ class ThreadedMixIn(ClientHooks):
 
     def stats(self) -> ServerStats:
         """Take a snapshot of the counts. *Thread safety*: any thread. Costs about 2 µs for each live client."""
-        return self._threaded_state.stats()
+        return ServerState.of(self).stats()
 
 
 options.install(ThreadedMixIn)

@@ -38,7 +38,10 @@ class ServerState:
         What calls of the program come to first also finds that the process was forked: the child's copy of a server
         knows no clients and no threads, as they are its parent's, and has fresh locks.
         """
-        found: ServerState = vars(server).setdefault("_threaded_state", cls())  # atomic, also without the GIL
+        found: ServerState | None = vars(server).get("_threaded_state")
+        if found is None:
+            found = vars(server).setdefault("_threaded_state", cls())  # atomic, also without the GIL
+        assert found is not None
         if found.process != os.getpid():
             found = vars(server)["_threaded_state"] = cls()
         return found
