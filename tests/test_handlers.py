@@ -184,6 +184,30 @@ def test_send_in_process_keeps_the_order(serve):
     assert ask(serve(Handler), b"1\n2\n") == b"sent 1\nreply 1\nsent 2\nreply 2\n"
 
 
+@pytest.mark.parametrize("end", ["stop", "disconnect"])
+def test_line_that_the_server_cuts_short_is_not_processed(serve, end):
+    """Only the client's own end of stream completes a line: what it has not sent yet may change its meaning."""
+    lines, first = [], threading.Event()
+
+    class Handler(LineHandler):
+        """Keeps the lines."""
+
+        def process(self, line):
+            """Keep it."""
+            lines.append(line)
+            first.set()
+
+    server = serve(Handler)
+    with connect(server) as client:
+        client.sendall(b"first\ndelete /home/bob/tm")
+        wait_until(first)
+        if end == "disconnect":
+            server.clients[1].disconnect()
+            receive_all(client)
+        assert server.stop().clean
+    assert lines == [b"first"]
+
+
 def test_send_of_a_subclass_sends_every_reply(serve):
     """However the lines arrive, a line handler that overrides send has its replies go through it."""
     class Loud(LineHandler):

@@ -5,6 +5,7 @@ import logging
 import socket
 import socketserver
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -165,6 +166,20 @@ def test_shutdown_drains_clients_of_handle_request():
             server.handle_request()
             second.sendall(b"y")
             assert second.recv(1) == b"y", "a new request is served after a shutdown"
+
+
+def test_survivor_is_not_waited_for_again_when_the_with_block_ends():
+    """A stop has given up on it: leaving the block afterwards takes no time."""
+    gate = Gate()
+    with ThreadedTCPServer(LOOPBACK, gate.handler, drain_timeout=GUARD, force_timeout=GUARD).start() as server:
+        with connect(server):
+            wait_until(gate.entered)
+            thread = server.clients[1].thread
+            assert not server.stop(0, 0).clean
+            left = time.monotonic()
+    assert time.monotonic() - left < GUARD
+    gate.release.set()
+    thread.join(GUARD)
 
 
 def test_wrong_seconds_are_named():

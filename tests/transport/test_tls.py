@@ -14,7 +14,7 @@ from threaded_echo import ThreadedTCPServer
 from threaded_echo.transport import tls
 
 from ..conftest import LOOPBACK
-from ..tools import Echo, connect, receive_all
+from ..tools import Echo, connect, receive, receive_all
 
 CERTIFICATE = Path(__file__).with_name("certificate.pem")
 
@@ -30,9 +30,10 @@ class TLSServer(ThreadedTCPServer):
         self.socket.listen()
 
 
-def connect_tls(server):
-    """Connect with a handshake; the certificate is our own."""
+def connect_tls(server, version=ssl.TLSVersion.TLSv1_3):
+    """Connect with a handshake, of at most that version; the certificate is our own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.maximum_version = version
     context.load_verify_locations(CERTIFICATE)
     return context.wrap_socket(connect(server), server_hostname="localhost")
 
@@ -48,6 +49,46 @@ def test_client_that_never_shakes_hands_holds_up_nobody(serve):
         for connection in (client, silent):
             with suppress(ssl.SSLError):  # an alert: the stream ended without one
                 receive_all(connection)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_handler_that_reads_to_the_end_replies_after_a_stop(serve, version):
+    """The end of stream that a stop makes keeps nothing from being sent, as on TCP; the client has not failed."""
+    class Count(socketserver.StreamRequestHandler):
+        """Says that it reads, and replies with how much that was."""
+
+        def handle(self):
+            """Read to the end."""
+            self.wfile.write(b"ready")
+            self.wfile.write(b"%d bytes" % len(self.rfile.read()))
+
+    server = serve(Count, TLSServer)
+    with connect_tls(server, version) as client:
+        assert receive(client, 5) == b"ready"
+        client.sendall(b"12345")
+        server.stop()
+        assert receive(client, 7) == b"5 bytes"
+    assert server.stats().failed == 0
+
+
+def test_verify_request_sees_a_client_that_has_shaken_hands(serve):
+    """It may ask for the certificate, as on socketserver's own server; a client that it refuses is counted."""
+    versions = []
+
+    class Server(TLSServer):
+        """Refuses the second client."""
+
+        def verify_request(self, request, client_address):
+            """Keep what TLS says."""
+            versions.append(request.version())
+            return len(versions) == 1
+
+    server = serve(Echo, Server)
+    with connect_tls(server) as client, connect_tls(server) as other:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x" and receive_all(other) == b""
+    server.stop()
+    assert versions == ["TLSv1.3"] * 2 and server.stats().refused == 1
 
 
 def test_client_that_speaks_no_tls_is_no_failure(serve, caplog):
@@ -97,28 +138,6 @@ def test_connection_that_cannot_be_wrapped_is_gone():
             with pytest.raises(ConnectionAbortedError, match="Invalid argument"):
                 tls.accept(listener)
             assert client.recv(1) == b""
-
-
-def test_handler_that_reads_to_the_end_gets_its_reply_out_when_the_server_stops(serve):
-    """The wake of a stop is an end of stream, on TLS as on TCP, and not a fatal error."""
-    class Handler(socketserver.BaseRequestHandler):
-        """Replies when its client's stream has ended."""
-
-        def handle(self):
-            """Read to the end, then reply."""
-            received = b""
-            while data := self.request.recv(100):
-                received += data
-                self.request.sendall(b"!")
-            self.request.sendall(b"received " + received)
-
-    server = serve(Handler, TLSServer)
-    with connect_tls(server) as client:
-        client.sendall(b"secret")
-        assert client.recv(1) == b"!"
-        report = server.stop()
-        assert receive_all(client) == b"received secret"
-    assert (report.drained, report.forced) == (1, 0) and server.stats().failed == 0
 
 
 def test_other_sockets_are_no_tls():
