@@ -442,6 +442,51 @@ def test_server_in_a_handler_of_another_keeps_the_clients_apart(serve):
     assert reports[0].clean and reports[0].forced == 0
 
 
+def test_request_that_another_thread_shuts_down_ends_its_handler(serve):
+    """A program's watchdog may do so: a handler blocked in recv ends, and its thread closes the connection."""
+    requests, entered = [], threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        """Gives its request away."""
+
+        def handle(self):
+            """Wait for the end of the stream."""
+            requests.append(self.request)
+            entered.set()
+            assert self.request.recv(1) == b""
+
+    server = serve(Handler)
+    with connect(server) as client:
+        wait_until(entered)
+        server.shutdown_request(requests[0])
+        assert receive_all(client) == b""
+    assert server.stop().clean and server.stats().failed == 0
+
+
+def test_server_with_a_descriptor_and_no_socket_attribute_serves():
+    """A program's own kind of BaseServer has nothing else that could be waited for."""
+    class Server(ThreadedMixIn, socketserver.BaseServer):
+        """Keeps its listener under another name."""
+
+        def __init__(self, listener):
+            """Take it."""
+            super().__init__(listener.getsockname(), Echo)
+            self.fileno, self.get_request = listener.fileno, listener.accept
+
+        def close_request(self, request):
+            """Close, which BaseServer does not."""
+            super().close_request(request)
+            request.close()
+
+    with socket.create_server(LOOPBACK) as listener:
+        server = Server(listener).start()
+        assert ask(server) == b"ping\n"
+        with connect(server) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x" and list(server.clients) == [2]
+            assert server.stop().clean
+
+
 def test_client_that_is_handed_on_is_the_other_servers_only(serve):
     """A process_request that calls another server's hands its client over: the stop of the first leaves it alone."""
     backend = serve(Echo)
