@@ -157,6 +157,23 @@ def test_members_of_an_existing_class_win():
     assert server.fileno() < 0
 
 
+def test_private_attributes_of_a_program_are_its_own():
+    """Programs have names such as ``_stop`` for themselves: nothing of the mix-in's is called like that."""
+    class Server(ThreadedTCPServer):
+        """Has attributes of its own."""
+
+        def __init__(self, *arguments):
+            """Set some."""
+            for name in ("_stop", "_close", "_log", "_accept", "_serve", "_run", "_find", "_lock", "_state", "_clients"):
+                setattr(self, name, name)
+            super().__init__(*arguments)
+
+    with Server(LOOPBACK, Echo).start() as server:
+        assert ask(server) == b"ping\n"
+    names = {name for cls in ThreadedMixIn.__mro__[:-1] for name in vars(cls) if name.startswith("_")}
+    assert {name for name in names if not name.startswith(("_threaded", "__", "_BaseServer__"))} == {"_threads"}
+
+
 def test_instance_attributes_of_a_program_win():
     """A program may set attributes of these names on its instance, before or after __init__."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:

@@ -43,7 +43,7 @@ class ThreadList:
 
     def join(self) -> None:
         """Stop, as socketserver's ``server_close`` expects that the threads end."""
-        self._server._run_stop()
+        self._server._threaded_run_stop()
 
 
 class ShutDownEvent:
@@ -54,7 +54,7 @@ class ShutDownEvent:
 
     def wait(self) -> None:
         """Shut the server down. If no loop was found when that was asked for, the next one ends at once."""
-        self._server._run_stop(remember=not self._server._threaded_state.loops.was_asked)
+        self._server._threaded_run_stop(remember=not self._server._threaded_state.loops.was_asked)
 
     def is_set(self) -> bool:
         """Return whether no loop is running."""

@@ -130,14 +130,14 @@ class ThreadedMixIn(ClientHooks):
         remember = below.__func__ is socketserver.BaseServer.shutdown  # type: ignore[attr-defined]
         if not remember:
             below()  # a class below has its own, which ends in socketserver's: see _BaseServer__is_shut_down
-        self._run_stop(remember=remember)
+        self._threaded_run_stop(remember=remember)
 
     def server_close(self) -> None:
         """Close the listening socket, and wake, drain, cut and join every client that is still live.
 
         *Thread safety*: as `stop`.
         """
-        self._run_stop(close=super().server_close, at_once=True)
+        self._threaded_run_stop(close=super().server_close, at_once=True)
 
     def stop(self, drain: float | None = None, force: float | None = None) -> StopReport:
         """End everything: stop accepting, wake and drain the clients, cut those that are left, join the threads.
@@ -152,18 +152,18 @@ class ThreadedMixIn(ClientHooks):
         for name, seconds in (("drain", drain), ("force", force)):
             if seconds is not None:
                 options.check_seconds(name, seconds)
-        return self._stop(drain, force)
+        return self._threaded_stop(drain, force)
 
-    def _stop(self, drain: float | None = None, force: float | None = None) -> StopReport:
+    def _threaded_stop(self, drain: float | None = None, force: float | None = None) -> StopReport:
         """Stop, under a name that no program takes."""
-        return self._run_stop(drain, force, close=self._close_if_open)
+        return self._threaded_run_stop(drain, force, close=self._threaded_close_if_open)
 
     def __exit__(self, kind: type[BaseException] | None = None, error: BaseException | None = None,
                  traceback: TracebackType | None = None) -> None:
-        self._stop()
+        self._threaded_stop()
 
-    def _run_stop(self, drain: float | None = None, force: float | None = None, *, remember: bool = False,
-                  close: Callable[[], None] | None = None, at_once: bool = False) -> StopReport:
+    def _threaded_run_stop(self, drain: float | None = None, force: float | None = None, *, remember: bool = False,
+                           close: Callable[[], None] | None = None, at_once: bool = False) -> StopReport:
         state = ServerState.of(self)
         try:
             return state.stopping.run((self.drain_timeout, self.force_timeout), drain, force, remember=remember,
@@ -171,7 +171,7 @@ class ThreadedMixIn(ClientHooks):
         finally:
             state.logs.flush()
 
-    def _close_if_open(self) -> None:
+    def _threaded_close_if_open(self) -> None:
         """Close as the program's class does, unless that has been done."""
         if self.fileno() >= 0:
             self.server_close()

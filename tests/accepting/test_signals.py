@@ -219,11 +219,11 @@ def test_second_signal_before_the_first_ones_stop_has_begun_cuts_the_connections
     class Late(ThreadedTCPServer):
         """Is interrupted on its way to a stop."""
 
-        def _stop(self, *arguments):
+        def _threaded_stop(self, *arguments):
             """Come to the second signal first."""
             if not arguments:
                 send(signal.SIGINT)
-            return super()._stop(*arguments)
+            return super()._threaded_stop(*arguments)
 
     flood = Flood()
     server = server_of(flood.handler, Late, drain_timeout=300)

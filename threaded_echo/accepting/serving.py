@@ -17,7 +17,7 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
     check_server(server)
     polls = getattr(server.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
     timeout = poll_interval if polls else None
-    shares = server._lets_idle_threads_accept()
+    shares = server._threaded_lets_idle_threads_accept()
     loop = Loop(True, state.registry)
     try:
         if not state.stopping.begin_serving(loop, server.fileno):
@@ -61,7 +61,7 @@ def handle_request(server: Any, state: Any) -> None:
         try:
             loop.open(server.fileno)
         except OSError as error:  # out of descriptors
-            server._meet_accept_error(error, loop.period)
+            server._threaded_meet_accept_error(error, loop.period)
             return
         with state.one_cpu.kept(server.one_cpu):
             state.loops.accepting()

@@ -53,7 +53,7 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
         reasons.put(number)
         if signals > 1:
             # It joins the stop that is in progress, or in this very thread interrupts and hastens it.
-            reports.append(server._stop(0))
+            reports.append(server._threaded_stop(0))
 
     with handled(obey):
         logger.log(NOTICE, "listening on %s", show_address(server.server_address), extra={"event": "listening"})
@@ -70,7 +70,7 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
                        extra={"event": "stopping"})
         finally:  # an exception of another signal handler, too, stops the server
             if stops:
-                reports.append(server._stop())
+                reports.append(server._threaded_stop())
         # A second signal's stop may have been over before the first one's began, which then found nothing to do.
         report = max(reversed(reports), key=lambda report: report.drained + report.forced)
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
