@@ -93,7 +93,7 @@ class ClientHooks(_Base):
                       and _is(super().get_request, socketserver.TCPServer.get_request))
         self._threaded_state.failures.meet(error, self, period.stopping, is_own)
 
-    def _accept_and_admit(self, loop: Loop) -> None:
+    def _threaded_accept_and_admit(self, loop: Loop) -> None:
         """Accept a client in the serving thread, let the next thread accept, and serve the client."""
         client = None
         try:
@@ -104,10 +104,10 @@ class ClientHooks(_Base):
             if client is not None:
                 self._threaded_admit(client, loop)
         except BaseException:
-            self._abandon(client)
+            self._threaded_abandon(client)
             raise
 
-    def _abandon(self, client: Client | None) -> None:
+    def _threaded_abandon(self, client: Client | None) -> None:
         """Close the connection of a client that no handler serves, as an interrupt or SystemExit ends the loop."""
         request = client and client._connection.request
         if client is not None and request is not None and client.thread is None:
@@ -134,7 +134,7 @@ class ClientHooks(_Base):
             if client is not None:
                 self._threaded_in_serving_thread(client, partial(self._threaded_verify_and_process, client))
         except BaseException:
-            self._abandon(client)
+            self._threaded_abandon(client)
             raise
 
     def _threaded_verify_and_process(self, client: Client) -> None:

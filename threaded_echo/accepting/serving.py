@@ -33,7 +33,7 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
             while not loop.stopped:
                 if loop.wait(timeout):
                     if shares:
-                        server._accept_and_admit(loop)
+                        server._threaded_accept_and_admit(loop)
                     else:
                         try:
                             server._handle_request_noblock()
