@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from threaded_echo import ThreadedTCPServer
+
 GUARD = 50.0
 """Seconds after which a wait gives up: only a guard against hanging, never what a test measures."""
 
@@ -90,6 +92,11 @@ def together(count: int, function: Callable[[], Any]) -> list[Any]:
     assert not errors, errors
     assert len(results) == count, "not all of them returned"
     return results
+
+
+def subclass(**body: Any) -> type[ThreadedTCPServer]:
+    """Make a server class with these members."""
+    return type("Server", (ThreadedTCPServer,), body)
 
 
 class Gate:

@@ -12,8 +12,8 @@ import pytest
 
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer
 
-from ..conftest import LOOPBACK
-from ..tools import Echo, ask, connect, receive, receive_all, running
+from .conftest import LOOPBACK
+from .tools import Echo, ask, connect, receive, receive_all, running
 from .overrides import Told
 
 pytestmark = pytest.mark.timeout(20)  # what such programs meet, if they meet anything, is a wait without end

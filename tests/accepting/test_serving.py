@@ -1,0 +1,157 @@
+"""serve_forever and handle_request: what wakes them, and which listening socket they serve."""
+from __future__ import annotations
+
+import os
+import socket
+import types
+
+import pytest
+
+from threaded_echo import ThreadedTCPServer
+from threaded_echo.accepting import loop
+
+from ..conftest import LOOPBACK
+from ..tools import GUARD, Echo, ask, connect, receive_all
+
+
+def test_loop_waits_without_a_time_out(serve, monkeypatch):
+    """Nothing but a connection or a stop wakes it, unless service_actions is overridden."""
+    waits = []
+    wait = loop.Loop.wait
+
+    def watched(self, timeout):
+        waits.append(timeout)
+        return wait(self, timeout)
+
+    monkeypatch.setattr(loop.Loop, "wait", watched)
+    server = serve(Echo)
+    ask(server)
+    server.stop()
+    assert set(waits) == {None} and len(waits) <= 3
+
+
+def test_service_actions_are_called_at_each_poll():
+    """With the poll_interval that was given, as in socketserver."""
+    calls = []
+
+    class Server(ThreadedTCPServer):
+        """Stops at the third poll."""
+
+        def service_actions(self):
+            """Count."""
+            calls.append(1)
+            if len(calls) == 3:
+                self.shutdown()
+
+    with Server(LOOPBACK, Echo) as server:
+        server.serve_forever(poll_interval=0.001)
+    assert len(calls) == 3
+
+
+def test_mode_of_the_listener_is_not_restored(serve):
+    """Other processes may share it, and would block; Python's own idea of its time-out is left alone."""
+    server = serve(Echo)
+    assert server.socket.gettimeout() is None and not os.get_blocking(server.fileno())
+    server.shutdown()
+    assert server.socket.gettimeout() is None and not os.get_blocking(server.fileno())
+    server.socket.settimeout(3)
+    server.start()
+    assert server.socket.gettimeout() == 3 and ask(server) == b"ping\n"
+
+
+def test_socket_replaced_before_serving_is_the_one_that_serves():
+    """Also after a server_close in __init__, as some programs have it."""
+    class Server(ThreadedTCPServer):
+        """Brings its own socket."""
+
+        def __init__(self):
+            """Close what was opened, and take another."""
+            super().__init__(LOOPBACK, Echo)
+            self.server_close()
+            self.socket = socket.create_server(LOOPBACK)
+            self.server_address = self.socket.getsockname()
+
+    with Server().start() as server:
+        assert ask(server) == b"ping\n"
+
+
+def test_socket_replaced_while_serving_is_followed(serve):
+    """The loop asks for the listening socket each time."""
+    other = socket.create_server(LOOPBACK)
+    server = serve(Echo)
+    old, server.socket = server.socket, other
+    with old, connect(old.getsockname()):
+        assert ask(other.getsockname()) == b"ping\n"
+
+
+def test_listener_of_another_class_is_accepted_from(serve):
+    """A program's own kind of socket listens as well."""
+    class Listener(socket.socket):
+        """Is no plain socket."""
+
+    class Server(ThreadedTCPServer):
+        """Exchanges its socket."""
+
+        def server_activate(self):
+            """Exchange, and listen."""
+            self.socket = Listener(fileno=self.socket.detach())
+            super().server_activate()
+
+    assert ask(serve(Echo, Server)) == b"ping\n"
+
+
+def test_listener_that_cannot_tell_is_served(serve):
+    """A platform without SO_ACCEPTCONN, or a listener that is no socket, is taken as it is."""
+    class Listener:
+        """Has no options."""
+
+        type = socket.SOCK_STREAM
+
+    loop.check_listening(types.SimpleNamespace(socket=Listener()))
+    loop.check_listening(types.SimpleNamespace())
+
+
+def test_handle_request_serves_one_client_in_a_thread():
+    """Numbers and limits as in the loop."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        for number in (1, 2):
+            with connect(server) as client:
+                server.handle_request()
+                client.sendall(b"x")
+                assert client.recv(1) == b"x" and list(server.clients) == [number]
+                client.shutdown(socket.SHUT_WR)
+                assert receive_all(client) == b""
+
+
+@pytest.mark.parametrize("timeouts", [(None, 0.001), (0.001, None), (0.001, GUARD)])
+def test_handle_request_without_a_client_calls_handle_timeout(timeouts):
+    """After the socket's or the server's time-out, whichever is less."""
+    calls = []
+
+    class Server(ThreadedTCPServer):
+        """Counts."""
+
+        def handle_timeout(self):
+            """Count."""
+            calls.append(1)
+
+    with Server(LOOPBACK, Echo) as server:
+        listener, server.timeout = timeouts
+        server.socket.settimeout(listener)
+        server.handle_request()
+    assert calls == [1]
+
+
+def test_handle_request_on_an_overridden_loop_lets_start_return():
+    """A serve_forever of the program's own, on handle_request, starts and stops as well."""
+    class Server(ThreadedTCPServer):
+        """Loops itself."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Handle requests until told to stop."""
+            while not self.stopping.is_set():
+                self.handle_request()
+
+    with Server(LOOPBACK, Echo).start() as server:
+        assert ask(server) == b"ping\n"
+        assert ask(server) == b"ping\n"

@@ -1,0 +1,45 @@
+"""The statistics of a server."""
+from __future__ import annotations
+
+import sys
+
+from threaded_echo import ThreadedTCPServer, current_client
+
+from ..conftest import LOOPBACK
+from ..tools import Echo, ask, connect, receive, receive_all
+
+
+def test_statistics_add_up(serve):
+    """accepted == live + finished + refused, and the bytes are those that passed."""
+    class Server(ThreadedTCPServer):
+        """Refuses every third."""
+
+        def verify_request(self, request, client_address):
+            """Count."""
+            return current_client().number % 3 != 0
+
+    server = serve(Echo, Server)
+    assert server.stats().seconds_up > 0
+    for number in range(1, 7):
+        if number % 3:
+            assert ask(server, b"hello") == b"hello"
+        else:
+            with connect(server) as connection:
+                assert receive_all(connection) == b""
+    with connect(server) as connection:
+        connection.sendall(b"abc")
+        receive(connection, 3)
+        stats = server.stats()
+        assert (stats.accepted, stats.refused, stats.live, stats.finished, stats.failed) == (7, 2, 1, 4, 0)
+        assert stats.threads_busy >= 1 and stats.peak >= 1
+        if sys.platform == "linux":
+            assert stats.bytes_received >= 4 * 5 + 3 and stats.bytes_sent == 4 * 5 + 3
+    server.stop()
+    assert server.stats().threads_busy == server.stats().threads_idle == 0
+
+
+def test_statistics_of_a_server_that_has_not_served():
+    """All zero."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        stats = server.stats()
+        assert (stats.accepted, stats.bytes_received, stats.seconds_up) == (0, 0, 0.0)

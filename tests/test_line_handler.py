@@ -1,0 +1,130 @@
+"""The handler of lines: their ends, their limit, and the order of the replies."""
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import suppress
+
+import pytest
+
+from threaded_echo import LineHandler, LineTooLong
+
+from .tools import ask, connect, receive, receive_all, wait_until
+
+
+class Shout(LineHandler):
+    """Replies in upper case; not at all to an empty line."""
+
+    max_line = 10
+
+    def process(self, line):
+        """Return the line in upper case."""
+        if line == b"boom":
+            raise ZeroDivisionError("boom")
+        return line.upper() or None
+
+
+@pytest.mark.parametrize("sent, expected", [
+    (b"hello\nyou\r\n", b"HELLO\nYOU\n"),
+    (b"no end", b"NO END\n"),
+    (b"", b""),
+    (b"\n\n\r\n", b""),
+    (b"a\rb\n", b"A\rB\n"),
+    (b"1234567890\n", b"1234567890\n"),
+    (b"1234567890\r\n", b"1234567890\n"),
+    (b"1234567890", b"1234567890\n"),
+])
+def test_lines_are_processed_without_their_ends(serve, sent, expected):
+    """Either line end, and none at the end of the stream; exactly max_line is allowed."""
+    assert ask(serve(Shout), sent) == expected
+
+
+@pytest.mark.parametrize("sent", [b"ok\n12345678901\nmore\n", b"ok\n12345678901", b"ok\n1234567890\r1",
+                                  b"ok\n" + b"x" * 50_000])
+def test_line_too_long_ends_the_client_and_is_logged(serve, caplog, sent):
+    """The lines before it are answered; then the client is ended, with one warning and no traceback."""
+    server = serve(Shout)
+    with connect(server) as client:
+        assert client.send(sent) >= 14
+        assert receive(client, 3) == b"OK\n"
+        with suppress(OSError):  # reset: what it sent beyond has not been read
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b""
+    server.stop()
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING and record.getMessage() == "client 1: a line of more than 10 bytes"
+    assert record.exc_info is None
+    assert server.stats().failed == 1
+    assert issubclass(LineTooLong, ValueError)
+
+
+def test_line_that_comes_in_pieces_is_put_together(serve):
+    """Chunks and lines have nothing to do with each other."""
+    server = serve(Shout)
+    with connect(server) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(b"ab\nhel")
+        assert receive(client, 3) == b"AB\n"
+        for piece in (b"l", b"o", b" \r", b"\nx"):
+            client.sendall(piece)
+        assert receive(client, 7) == b"HELLO \n"
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"X\n"
+
+
+def test_replies_before_an_error_are_sent(serve, caplog):
+    """An exception in process loses no reply that was ready."""
+    assert ask(serve(Shout), b"one\ntwo\nboom\nthree\n") == b"ONE\nTWO\n"
+    assert "client 1: its handler has failed" in caplog.text and "ZeroDivisionError" in caplog.text
+
+
+def test_send_in_process_keeps_the_order(serve):
+    """What a line handler sends itself comes after the replies to the lines before."""
+    class Handler(LineHandler):
+        """Sends and replies."""
+
+        def process(self, line):
+            """Send, then reply."""
+            self.send(b"sent " + line + b"\n")
+            return b"reply " + line
+
+    assert ask(serve(Handler), b"1\n2\n") == b"sent 1\nreply 1\nsent 2\nreply 2\n"
+
+
+def test_slow_lines_do_not_hold_replies_back(serve):
+    """A reply that has waited longer than a moment is sent ahead of the next line."""
+    entered, release = threading.Event(), threading.Event()
+
+    class Handler(LineHandler):
+        """Takes its time for some lines."""
+
+        def process(self, line):
+            """Wait at b"wait" and b"hold"."""
+            if line == b"wait":
+                self.stopping.wait(0.01)
+            if line == b"hold":
+                entered.set()
+                wait_until(release)
+            return line
+
+    server = serve(Handler)
+    with connect(server) as client:
+        client.sendall(b"first\nwait\nhold\n")
+        wait_until(entered)
+        assert receive(client, 11) == b"first\nwait\n"
+        release.set()
+        assert receive(client, 5) == b"hold\n"
+
+
+def test_reply_of_the_wrong_type_is_an_error_at_its_line(serve, caplog):
+    """A str in place of bytes names itself; the replies before it are sent."""
+    class Handler(LineHandler):
+        """Forgets to encode."""
+
+        def process(self, line):
+            """Return text for the second line."""
+            return line if line == b"1" else line.decode()
+
+    assert ask(serve(Handler), b"1\n2\n") == b"1\n"
+    assert "TypeError" in caplog.text
