@@ -84,6 +84,20 @@ def test_defaults_win_over_those_of_socketserver(base):
     assert server_class.allow_reuse_address is True
 
 
+def test_mistakes_with_the_mixin_are_told():
+    """The error says what to do: nothing of this would work, and the first would go unnoticed."""
+    with pytest.raises(TypeError, match="put ThreadedMixIn ahead"):
+        type("Server", (socketserver.TCPServer, ThreadedMixIn), {})
+    with pytest.raises(TypeError, match="drain_timeout is not a keyword of the class statement: set it in the body"):
+        class Server(ThreadedMixIn, socketserver.TCPServer, drain_timeout=1):
+            """Gives an option to the class statement."""
+    server_class = type("Server", (ThreadedMixIn, socketserver.TCPServer), {})
+    with pytest.raises(TypeError, match="drain_timeout is not a keyword of Server: set it in the body of the class"):
+        server_class(LOOPBACK, Echo, drain_timeout=1)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        server_class(LOOPBACK, Echo, colour=1)
+
+
 def test_class_of_the_program_wins_over_the_defaults():
     """Above or below the mix-in, what the program's own class body sets counts."""
     own = {"daemon_threads": False, "request_queue_size": 50, "drain_timeout": 1.0}

@@ -342,6 +342,8 @@ class ClientHooks(_Base):
 
     def _tell_disconnected(self, client: Client) -> None:
         """Call `client_disconnected`, if `client_connected` was called."""
+        if client.reason is not None:
+            logger.debug("client %d was ended by the server: %s", client.number, client.reason)
         if client._announced:
             try:
                 self.client_disconnected(client)

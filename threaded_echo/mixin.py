@@ -48,8 +48,20 @@ class ThreadedMixIn(ClientHooks):
     logs_per_client: int | None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
+        for name in keywords.keys() & options.OPTIONS.keys():
+            raise TypeError(f"{name} is not a keyword of the class statement: set it in the body of {cls.__name__}")
         super().__init_subclass__(**keywords)
+        if cls.__mro__.index(ThreadedMixIn) > cls.__mro__.index(socketserver.BaseServer):
+            raise TypeError(f"{cls.__name__}: put ThreadedMixIn ahead of the server among the bases, or that hides it")
         options.settle(cls)
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Say what to do if an option is given as a keyword to a class whose ``__init__`` is socketserver's."""
+        for name in keywords.keys() & options.OPTIONS.keys():
+            if cls.__init__.__module__ == "socketserver":
+                raise TypeError(f"{name} is not a keyword of {cls.__name__}: set it in the body of the class; only the "
+                                "servers of this package take options as keywords")
+        return super().__new__(cls)
 
     # Serving.
 

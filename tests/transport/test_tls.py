@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import socketserver
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_connection_that_cannot_be_wrapped_is_gone():
     class Context:
         """Finds no peer."""
 
+        options = 0
+
         def wrap_socket(self, connection, **keywords):
             """As ssl does."""
             raise OSError(22, "Invalid argument")
@@ -94,6 +97,28 @@ def test_connection_that_cannot_be_wrapped_is_gone():
             with pytest.raises(ConnectionAbortedError, match="Invalid argument"):
                 tls.accept(listener)
             assert client.recv(1) == b""
+
+
+def test_handler_that_reads_to_the_end_gets_its_reply_out_when_the_server_stops(serve):
+    """The wake of a stop is an end of stream, on TLS as on TCP, and not a fatal error."""
+    class Handler(socketserver.BaseRequestHandler):
+        """Replies when its client's stream has ended."""
+
+        def handle(self):
+            """Read to the end, then reply."""
+            received = b""
+            while data := self.request.recv(100):
+                received += data
+                self.request.sendall(b"!")
+            self.request.sendall(b"received " + received)
+
+    server = serve(Handler, TLSServer)
+    with connect_tls(server) as client:
+        client.sendall(b"secret")
+        assert client.recv(1) == b"!"
+        report = server.stop()
+        assert receive_all(client) == b"received secret"
+    assert (report.drained, report.forced) == (1, 0) and server.stats().failed == 0
 
 
 def test_other_sockets_are_no_tls():

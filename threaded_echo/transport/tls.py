@@ -27,11 +27,25 @@ def accept(listener: ssl.SSLSocket) -> tuple[ssl.SSLSocket, Any]:
     connection, address = socket.socket.accept(listener)
     try:
         ragged = getattr(listener, "suppress_ragged_eofs", True)
+        if ragged:
+            _tolerate_end_of_stream(listener.context)
         return listener.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False,
                                             suppress_ragged_eofs=ragged), address
     except (OSError, ValueError) as error:
         connection.close()
         raise ConnectionAbortedError(f"not wrapped in TLS: {error}") from error
+
+
+def _tolerate_end_of_stream(context: ssl.SSLContext) -> None:
+    """Let a connection be written to after its stream has ended without a close_notify.
+
+    A stop ends the receiving direction. OpenSSL 3 would take that for an attack, send a fatal alert, and fail whatever
+    is sent afterwards: a handler that reads to the end could not reply. To its reads nothing changes, since the
+    listener suppresses such errors anyway.
+    """
+    option = getattr(sys.modules["ssl"], "OP_IGNORE_UNEXPECTED_EOF", 0)
+    if not context.options & option:
+        context.options |= option
 
 
 def awaits_handshake(connection: Any) -> bool:
