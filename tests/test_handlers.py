@@ -1,9 +1,12 @@
 """The handler of chunks, and what all handlers have."""
 from __future__ import annotations
 
+import http.server
 import socket
 import socketserver
 import threading
+
+import pytest
 
 from threaded_echo import ClientHandler, EchoHandler, LineHandler, current_client
 
@@ -149,3 +152,97 @@ def test_large_chunks_follow_a_full_one(serve):
         assert receive(client, 1) == b"y"
     server.stop()
     assert set(sizes) == {16384, 65536} and sizes[-1] == 16384
+
+
+def test_reply_that_is_not_bytes_is_an_error_that_names_process(serve, caplog):
+    """Also one that is false, which would go unnoticed."""
+    replies = ["text", "", 0]
+
+    class Handler(ClientHandler):
+        """Forgets to encode."""
+
+        def process(self, data):
+            """Return the next wrong reply."""
+            return replies[0]
+
+    server = serve(Handler)
+    while replies:
+        assert ask(server, b"?") == b""
+        server.shutdown()
+        assert f"TypeError: Handler.process must return bytes or None, not {replies.pop(0)!r}" in caplog.text
+        server.start()
+    server.stop()
+    assert server.stats().failed == 3
+
+
+def test_reply_of_every_kind_of_bytes_is_sent(serve):
+    """What is bytes-like need not be bytes."""
+    class Handler(ClientHandler):
+        """Replies with its own data."""
+
+        def process(self, data):
+            """Return them in another shape."""
+            return bytearray(data) if data == b"array" else memoryview(data)
+
+    server = serve(Handler)
+    assert ask(server, b"array") == b"array"
+    assert ask(server, b"view") == b"view"
+
+
+def test_type_error_of_a_send_of_its_own_is_not_blamed_on_process(serve, caplog):
+    """The reply was right: whatever the subclass's send has met is logged as it is."""
+    class Handler(ClientHandler):
+        """Sends in its own way."""
+
+        def process(self, data):
+            """Echo."""
+            return data
+
+        def send(self, data):
+            """Fail."""
+            raise TypeError("an error of its own")
+
+    server = serve(Handler)
+    assert ask(server, b"?") == b""
+    server.stop()
+    assert "TypeError: an error of its own" in caplog.text and "must return" not in caplog.text
+
+
+@pytest.mark.parametrize("base", [ClientHandler, LineHandler])
+def test_send_of_a_subclass_sends_the_replies(serve, base):
+    """It may encode, say, whatever process returns."""
+    class Handler(base):
+        """Frames what it sends."""
+
+        def process(self, data):
+            """Echo."""
+            return data
+
+        def send(self, data):
+            """Send in brackets."""
+            super().send(b"<" + data.strip() + b">")
+
+    assert ask(serve(Handler), b"hello\n") == b"<hello>"
+
+
+def test_handler_put_last_among_the_bases_adds_its_client_to_another(serve):
+    """A handler that knows nothing of this package gets its client, and keeps its own way to handle."""
+    class Page(http.server.BaseHTTPRequestHandler, ClientHandler):
+        """Answers with its client's number."""
+
+        def do_GET(self):
+            """Answer."""
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\nclient %d" % self.client.number)
+
+        def log_message(self, *arguments):
+            """Say nothing."""
+
+    assert ask(serve(Page), b"GET / HTTP/1.0\r\n\r\n").endswith(b"client 1")
+
+
+def test_handler_put_first_where_it_would_hide_the_others_handle_is_an_error():
+    """The error says what to do; a subclass that has a handle of its own hides nothing unawares."""
+    with pytest.raises(TypeError, match="App: LineHandler hides the handle.. of BaseHTTPRequestHandler; put LineHandler"
+                                        " last among the bases"):
+        type("App", (LineHandler, http.server.BaseHTTPRequestHandler), {})
+    type("App", (LineHandler, http.server.BaseHTTPRequestHandler), {"handle": lambda self: None})

@@ -83,3 +83,32 @@ def test_closing_hook_without_super_is_forgotten(serve, hook):
     assert ask(server) == b"ping\n"
     server.stop()
     assert server.stats().finished == 1 and not server.clients
+
+
+@pytest.mark.parametrize("hook", ["shutdown_request", "close_request"])
+def test_refused_client_that_a_closing_hook_without_super_closes_is_forgotten(serve, hook):
+    """No handler thread comes after it to forget the client, and the stop is clean."""
+    server = serve(Echo, subclass(**{hook: lambda self, request: request.close(),
+                                     "verify_request": lambda self, request, address: False}))
+    with connect(server) as client:
+        assert receive_all(client) == b""
+    report = server.stop()
+    assert report.clean and (server.stats().refused, server.stats().finished) == (1, 0) and not server.clients
+
+
+def test_reason_is_told_to_client_disconnected(serve):
+    """It is the server's: None if the client has left by itself."""
+    told = []
+    server = serve(Echo, subclass(client_disconnected=lambda self, client: told.append(client.reason)))
+    assert ask(server) == b"ping\n"
+    for end in ("disconnect", "stop"):
+        with connect(server) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            if end == "disconnect":
+                [its_client] = server.clients.values()
+                its_client.disconnect()
+            else:
+                server.stop()
+            assert receive_all(client) == b""
+    assert told == [None, "disconnect", "stop"]

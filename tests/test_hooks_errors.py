@@ -195,3 +195,16 @@ def test_failed_closing_still_forgets_the_client(serve, monkeypatch):
         assert ask(server) == b"ping\n"
         server.stop()
         assert server.stats().finished == 1 and seen == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("limit, logged, left_out", [(3, 3, "7 more failures of handlers were not logged"),
+                                                     (None, 10, "")])
+def test_failures_of_many_clients_are_logged_up_to_the_limit_and_counted(serve, caplog, limit, logged, left_out):
+    """A client that makes its handler fail again and again, on new connections, does not drive the log."""
+    server = serve(Failing, subclass(error=ZeroDivisionError()), logs_per_client=limit)
+    for _ in range(10):
+        assert ask(server, b"x") == b""
+    server.stop()
+    assert server.stats().failed == 10
+    assert caplog.text.count("its handler has failed") == logged
+    assert left_out in caplog.text and ("more" in caplog.text) == bool(left_out)

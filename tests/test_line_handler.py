@@ -10,7 +10,7 @@ import pytest
 
 from threaded_echo import LineHandler, LineTooLong
 
-from .tools import ask, connect, receive, receive_all, wait_until
+from .tools import ask, connect, receive, receive_all, running, wait_until
 
 
 class Shout(LineHandler):
@@ -127,4 +127,88 @@ def test_reply_of_the_wrong_type_is_an_error_at_its_line(serve, caplog):
             return line if line == b"1" else line.decode()
 
     assert ask(serve(Handler), b"1\n2\n") == b"1\n"
-    assert "TypeError" in caplog.text
+    assert "TypeError: Handler.process must return bytes or None, not '2'" in caplog.text
+
+
+@pytest.mark.parametrize("end", ["stop", "disconnect"])
+def test_line_that_has_not_come_to_its_end_is_not_processed_when_the_server_ends_the_stream(serve, end):
+    """The client may not have sent the rest: ``delete /home/bob/tm`` waits for its ``p``."""
+    processed, received = [], threading.Event()
+
+    class Handler(LineHandler):
+        """Notes what it is given, and says when it has received the half line."""
+
+        def setup(self):
+            """Watch the connection."""
+            request = self.request
+
+            class Watched:
+                """Says when something has come."""
+
+                def recv(self, size):
+                    """Receive."""
+                    if handler.lines and not received.is_set():
+                        received.set()
+                    return request.recv(size)
+
+            handler = self
+            self.lines = 0
+            self.request = Watched()
+
+        def process(self, line):
+            """Note it."""
+            self.lines += 1
+            processed.append(line)
+            return b"done"
+
+    server = serve(Handler)
+    with connect(server) as client:
+        client.sendall(b"whole\ndelete /home/bob/tm")
+        assert receive(client, 5) == b"done\n"
+        wait_until(received)
+        if end == "stop":
+            server.stop()
+        else:
+            server.clients[1].disconnect()
+        assert receive_all(client) == b""
+    server.stop()
+    assert processed == [b"whole"] and server.stats().failed == 0
+
+
+def test_line_that_has_not_come_to_its_end_is_processed_if_the_client_ended_its_stream_before_a_stop(serve):
+    """The stop comes between: the end of stream was the client's own all the same."""
+    gate, processed = threading.Event(), []
+    entered = threading.Event()
+
+    class Handler(LineHandler):
+        """Waits in its first line."""
+
+        def process(self, line):
+            """Wait, then note it."""
+            entered.set()
+            wait_until(gate)
+            processed.append(line)
+
+    server = serve(Handler)
+    with connect(server) as client:
+        client.sendall(b"first\n")
+        wait_until(entered)
+        client.sendall(b"last")
+        client.shutdown(socket.SHUT_WR)
+        with running(server.stop):
+            wait_until(server.stopping)
+            gate.set()
+            assert receive_all(client) == b""
+    assert processed == [b"first", b"last"]
+
+
+def test_replies_of_every_kind_of_bytes_are_sent_with_their_line_ends(serve):
+    """What is bytes-like need not be bytes; anything else is an error that names process."""
+    class Handler(LineHandler):
+        """Replies with its own line."""
+
+        def process(self, line):
+            """Return it in another shape."""
+            return {b"array": bytearray(line), b"view": memoryview(line)}.get(line)
+
+    assert ask(serve(Handler), b"array\nview\nnone\n") == b"array\nview\n"

@@ -55,3 +55,15 @@ def test_state_is_made_once():
     """On first use, and then found again, by whoever asks."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         assert ServerState.of(server) is ServerState.of(server) is server._threaded_state
+
+
+def test_repr_tells_address_whether_it_serves_and_how_many_are_live(serve):
+    """For people, in a debugger or a log."""
+    server = serve(Echo)
+    address = server.server_address
+    with connect(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert repr(server) == f"<ThreadedTCPServer on {address!r}, serving, 1 live>"
+    server.stop()
+    assert repr(server) == f"<ThreadedTCPServer on {address!r}, not serving, 0 live>"

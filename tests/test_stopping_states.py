@@ -1,14 +1,16 @@
 """The stop: every state that the server may be in, and its way back to serving."""
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
 
 from threaded_echo import ThreadedTCPServer
+from threaded_echo.state import ServerState
 
 from .conftest import LOOPBACK
-from .tools import Echo, Gate, ask, connect, running, wait_until
+from .tools import GUARD, Echo, Gate, ask, connect, receive_all, running, until, wait_until
 
 
 @pytest.mark.parametrize("ending", ["stop", "server_close"])
@@ -179,6 +181,99 @@ def test_handle_request_in_another_thread_returns_at_a_stop():
     server = ThreadedTCPServer(LOOPBACK, Echo)
     server.timeout = 3600
     with running(server.handle_request):
-        while not server._threaded_state.loops.running:
-            pass
+        until(lambda: server._threaded_state.loops.running)
         server.stop()
+
+
+@pytest.mark.parametrize("leave", ["exit", "stop", "server_close", "shutdown"])
+def test_survivor_that_a_stop_has_given_up_on_is_not_waited_for_again(serve, leave):
+    """Leaving the ``with`` after ``stop(0, 0)`` returns though the handler never ends: it would take two hours."""
+    gate = Gate()
+    server = serve(gate.handler, drain_timeout=3600.0, force_timeout=3600.0)
+    with connect(server):
+        wait_until(gate.entered)
+        thread = server.clients[1].thread
+        assert len(server.stop(0, 0).survivors) == 1
+        if leave == "exit":
+            server.__exit__(None, None, None)
+        else:
+            getattr(server, leave)()
+        assert thread.is_alive() and list(server.clients) == [1]
+        gate.release.set()
+        thread.join(GUARD)
+    assert server.stop(drain=GUARD).clean
+
+
+def test_survivor_is_waited_for_again_if_seconds_are_given(serve):
+    """Whoever gives seconds asks for it."""
+    gate, reports = Gate(), []
+    server = serve(gate.handler)
+    with connect(server):
+        wait_until(gate.entered)
+        assert not server.stop(0, 0).clean
+        with running(lambda: reports.append(server.stop(drain=GUARD))):
+            gate.release.set()
+    assert reports[0].clean and not server.clients
+
+
+def test_serving_from_inside_ones_own_stop_is_an_error():
+    """It would wait for itself."""
+    errors = []
+
+    class Server(ThreadedTCPServer):
+        """Serves again when it is closed."""
+
+        def server_close(self):
+            """Serve, then close."""
+            for serve_again in (self.serve_forever, self.handle_request):
+                with pytest.raises(RuntimeError, match="cannot serve from inside its own stop"):
+                    serve_again()
+                errors.append(serve_again.__name__)
+            super().server_close()
+
+    with Server(LOOPBACK, Echo):
+        pass
+    assert errors == ["serve_forever", "handle_request"]
+
+
+def test_error_of_a_programs_server_close_is_raised_after_the_stop(serve):
+    """The clients have been ended by then, and the threads joined."""
+    class Server(ThreadedTCPServer):
+        """Cannot remove a file of its own."""
+
+        def server_close(self):
+            """Close, then fail."""
+            super().server_close()
+            if not self.failed:
+                self.failed = True
+                raise FileNotFoundError("a file of its own")
+
+        failed = False
+
+    server = serve(Echo, Server)
+    with connect(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        with pytest.raises(FileNotFoundError, match="a file of its own"):
+            server.stop()
+        assert receive_all(client) == b"" and not server.clients
+    assert (server.stats().threads_busy, server.stats().threads_idle) == (0, 0)
+    assert server.stop().clean
+
+
+def test_forked_process_has_a_copy_that_knows_no_clients(monkeypatch):
+    """They are its parent's, as the threads and the locks are."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server, connect(server) as client:
+        server.handle_request()
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        state = server._threaded_state
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 0)
+            copied = ServerState.of(server)
+            assert copied is not state and copied.registry.lock is not state.registry.lock
+            assert not server.clients and server.stats().accepted == 0
+            assert server.stop().clean and server.fileno() < 0
+        vars(server)["_threaded_state"] = state
+        client.sendall(b"y")
+        assert client.recv(1) == b"y"

@@ -5,6 +5,7 @@ import select
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -59,6 +60,14 @@ def ask(server: Any, question: bytes = b"ping\n") -> bytes:
 def wait_until(event: threading.Event) -> None:
     """Wait for an event, or fail."""
     assert event.wait(GUARD), "it did not happen in time"
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition is true of which no event tells, or fail."""
+    deadline, pause = time.monotonic() + GUARD, threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        pause.wait(0.001)  # and leave the processor to those that make it true
 
 
 @contextmanager

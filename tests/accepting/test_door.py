@@ -15,6 +15,7 @@ from ..conftest import LOOPBACK
 from ..tools import GUARD, Echo, connect, receive, receive_all, running
 
 KINDS = ["epoll", "poll", "select"] if hasattr(select, "epoll") else ["poll", "select"]
+WITH_POLL = pytest.mark.parametrize("make", [kind for kind in KINDS if kind != "select"], indirect=True)
 
 
 @pytest.fixture(params=KINDS)
@@ -150,6 +151,7 @@ def test_listener_that_was_exchanged_is_the_one_that_is_waited_for(door, listene
                 door.reopen(other.fileno())
 
 
+@WITH_POLL
 def test_listener_that_was_closed_is_no_error_for_the_thread_at_the_door(door, listener):
     """Nobody gets in any more once the loop has shut the door, which it does then."""
     descriptor = listener.fileno()
@@ -161,6 +163,7 @@ def test_listener_that_was_closed_is_no_error_for_the_thread_at_the_door(door, l
         assert door.wait() is False
 
 
+@WITH_POLL
 def test_listener_that_is_known_to_be_closed_is_no_error_for_the_thread_at_the_door(door, listener):
     """-1 stands for it."""
     with connect(listener.getsockname()):

@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 import threading
+import types
 
 import pytest
 
@@ -13,7 +14,7 @@ from threaded_echo import ThreadedTCPServer
 from threaded_echo.accepting import failures
 
 from ..conftest import LOOPBACK
-from ..tools import Echo, ask, connect, receive_all, wait_until
+from ..tools import Echo, ask, connect, receive_all, until, wait_until
 
 
 class FailingOnce(ThreadedTCPServer):
@@ -127,8 +128,7 @@ def test_broken_listener_ends_the_loop_loudly(caplog):
 
 def wait_for_loop(server):
     """Wait until a thread is in serve_forever; there is no event for that."""
-    while not server._threaded_state.loops.running:
-        pass
+    until(lambda: server._threaded_state.loops.running)
 
 
 def test_broken_listener_in_the_background_reaches_the_excepthook(serve, monkeypatch):
@@ -170,3 +170,22 @@ def test_handle_request_out_of_descriptors_backs_off(monkeypatch, caplog):
             server.handle_request()
             client.shutdown(socket.SHUT_WR)
             assert receive_all(client) == b""
+
+
+def test_listener_that_is_no_socket_is_not_taken_for_a_broken_one():
+    """Nobody but the program knows what it is."""
+    assert failures.is_broken(types.SimpleNamespace()) is False
+    assert failures.is_broken(types.SimpleNamespace(socket="a listener of its own")) is False
+
+
+def test_listener_is_broken_if_it_is_closed_or_does_not_listen(monkeypatch):
+    """A datagram socket never listens, and some platforms cannot tell."""
+    with socket.socket() as silent, socket.create_server(LOOPBACK) as listening, \
+            socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        assert failures.is_broken(types.SimpleNamespace(socket=silent)) is True
+        assert failures.is_broken(types.SimpleNamespace(socket=listening)) is False
+        assert failures.is_broken(types.SimpleNamespace(socket=datagrams)) is False
+        monkeypatch.delattr(socket, "SO_ACCEPTCONN")
+        assert failures.is_broken(types.SimpleNamespace(socket=silent)) is False
+        monkeypatch.undo()
+    assert failures.is_broken(types.SimpleNamespace(socket=listening)) is True

@@ -1,14 +1,18 @@
 """The background thread of start(), and two threads that want to serve at once."""
 from __future__ import annotations
 
+import socket
 import threading
 
 import pytest
 
 from threaded_echo import ThreadedTCPServer
+from threaded_echo.accepting.loop import Loop
+from threaded_echo.clients.period import Period
+from threaded_echo.clients.registry import HandlerRegistry
 
 from ..conftest import LOOPBACK
-from ..tools import Echo, ask, running, wait_until
+from ..tools import Echo, ask, connect, running, wait_until
 
 
 def test_start_returns_once_it_accepts():
@@ -45,3 +49,84 @@ def test_start_while_starting_is_an_error():
         with pytest.raises(RuntimeError, match="already serving"):
             server.start()
         release.set()
+
+
+@pytest.fixture
+def a_loop():
+    """Make a loop whose door is open for a listener; yield both, and the address."""
+    registry = HandlerRegistry()
+    with socket.create_server(LOOPBACK) as listener:
+        made = Loop(True, registry)
+        made.period = Period()
+        made.open(listener.fileno)
+        yield made, listener
+        with registry.lock:
+            made.stop_locked()
+        made.detach()
+
+
+def test_idle_thread_whose_accept_brought_nobody_waits_for_the_next_client(a_loop):
+    """The connection was gone, say: that is no reason to end."""
+    made, listener = a_loop
+    answers = [None, None, "a client"]
+
+    def accept(period):
+        assert period is made.period
+        listener.accept()[0].close()
+        return answers.pop(0)
+
+    with connect(listener.getsockname()), connect(listener.getsockname()), connect(listener.getsockname()):
+        assert made.next_client(accept, lambda: False) == "a client"
+
+
+def test_idle_thread_ends_if_there_are_enough_or_the_loop_has_ended(a_loop):
+    """It accepts nobody then, whoever is waiting to be accepted."""
+    made, listener = a_loop
+    with connect(listener.getsockname()):
+        assert made.next_client(None, lambda: True) is None
+        with made._registry.lock:
+            made.stop_locked()
+        assert made.next_client(None, lambda: False) is None
+
+
+@pytest.mark.parametrize("error", [OSError("a broken listener"), SystemExit(), KeyboardInterrupt()])
+def test_error_that_an_idle_thread_meets_at_the_door_is_raised_in_the_loop(a_loop, error):
+    """It ends the loop, and so the waits of all other idle threads."""
+    made, listener = a_loop
+
+    def accept(period):
+        raise error
+
+    with connect(listener.getsockname()):
+        assert made.next_client(accept, lambda: False) is None
+    with pytest.raises(type(error)) as raised:
+        made.wait(None)
+    assert raised.value is error and made.stopped
+
+
+def test_door_is_closed_by_the_last_of_those_that_wait_at_it():
+    """The loop may end first, while idle threads still have to notice."""
+    registry = HandlerRegistry()
+    with socket.create_server(LOOPBACK) as listener:
+        made = Loop(True, registry)
+        made.open(listener.fileno)
+        made.attach()  # an idle thread
+        with registry.lock:
+            made.stop_locked()
+        made.detach()  # the loop
+        assert made.wait(None) is False
+        made.detach()  # the idle thread
+        with pytest.raises(ValueError, match="closed"):
+            made.wait(None)
+
+
+def test_loop_that_is_stopped_before_its_door_is_open_finds_it_shut():
+    """The stop had no door to shut, and is not missed."""
+    registry = HandlerRegistry()
+    with socket.create_server(LOOPBACK) as listener, connect(listener.getsockname()):
+        made = Loop(True, registry)
+        with registry.lock:
+            made.stop_locked()
+        made.open(listener.fileno)
+        assert made.wait(None) is False
+        made.detach()

@@ -155,3 +155,18 @@ def test_handle_request_on_an_overridden_loop_lets_start_return():
     with Server(LOOPBACK, Echo).start() as server:
         assert ask(server) == b"ping\n"
         assert ask(server) == b"ping\n"
+
+
+def test_handle_request_that_is_stopped_before_it_waits_returns(serve, monkeypatch):
+    """A stop in the serving thread itself, say in a signal handler while the workers start."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        monkeypatch.setattr(server._threaded_state.offloads, "open", lambda *arguments: server.shutdown())
+        server.handle_request()
+        assert server.stopping.is_set() and not server._threaded_state.loops.running
+
+
+def test_platform_that_cannot_unblock_by_descriptor_serves(serve, monkeypatch):
+    """The listener stays as it is."""
+    monkeypatch.delattr(os, "set_blocking")
+    server = serve(Echo)
+    assert ask(server) == b"ping\n" and os.get_blocking(server.fileno())
