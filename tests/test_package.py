@@ -44,7 +44,8 @@ def test_imports_run_one_way() -> None:
 
 
 FOLDERS = [["observe"], ["transport"], ["clients"], ["accepting", "offloading"], [""], ["command", "examples"]]
-"""The folders, lowest first; "" is the top level, and the programs are above that. Those stand side by side do not know each other."""
+"""The folders, lowest first; "" is the top level, and the programs are above that. Those that stand side by side do not
+know each other."""
 
 OPEN_TO_ALL = {"threaded_echo", "threaded_echo.errors", "threaded_echo.options"}
 """What each folder may import of the top level: the name of the package itself, its exceptions and its options."""
