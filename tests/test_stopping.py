@@ -11,7 +11,7 @@ import pytest
 from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer
 
 from .conftest import LOOPBACK
-from .tools import Echo, Flood, Gate, ask, connect, receive_all, running, wait_until
+from .tools import GUARD, Echo, Flood, Gate, ask, connect, receive_all, running, wait_until
 
 
 def test_idle_clients_are_drained(serve):
@@ -205,4 +205,4 @@ def test_thread_added_by_a_program_is_joined_too(serve):
         [survivor] = report.survivors
         assert survivor.client is None and "wait_until(release)" in str(survivor), "its client has gone; it has not"
         release.set()
-    server.stop()
+    server.stop(drain=GUARD)

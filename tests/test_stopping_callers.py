@@ -9,7 +9,7 @@ import pytest
 from threaded_echo import StopReport, ThreadedTCPServer, current_client
 from threaded_echo.stopping import Stopping
 
-from .tools import Echo, Flood, Gate, connect, receive_all, running, together, wait_until
+from .tools import GUARD, Echo, Flood, Gate, connect, receive_all, running, together, wait_until
 
 
 def test_survivor_is_logged_once_for_several_callers(serve, caplog):
@@ -22,7 +22,7 @@ def test_survivor_is_logged_once_for_several_callers(serve, caplog):
         gate.release.set()
     assert all(len(report.survivors) == 1 for report in reports)
     assert len([record for record in caplog.records if "still running" in record.getMessage()]) == 1
-    server.stop()
+    server.stop(drain=GUARD)
 
 
 @pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
@@ -64,7 +64,7 @@ def test_second_stop_shortens_the_force_too(serve):
             server.stop(force=0)
         gate.release.set()
     assert not reports[0].clean
-    server.stop()
+    server.stop(drain=GUARD)
 
 
 def test_close_does_not_shorten_a_patient_stop(serve):

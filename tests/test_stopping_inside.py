@@ -9,7 +9,7 @@ import pytest
 from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer
 
 from .conftest import LOOPBACK
-from .tools import Echo, Gate, connect, receive_all, wait_until
+from .tools import GUARD, Echo, Gate, connect, receive_all, wait_until
 
 
 @pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
@@ -115,7 +115,7 @@ def test_survivors_of_a_handlers_stop_do_not_include_itself(serve):
         gate.release.set()
     [survivor] = reports[0].survivors
     assert survivor.client.number == 1
-    server.stop()
+    server.stop(drain=GUARD)
 
 
 def test_handler_that_stops_is_not_cut_by_its_own_stop(serve):
@@ -155,4 +155,28 @@ def test_survivors_of_a_stop_in_the_serving_thread_are_reported(serve):
         server.serve_forever(poll_interval=0.001)
         gate.release.set()
     assert [survivor.client.number for survivor in reports[0].survivors] == [1]
-    server.stop()
+    server.stop(drain=GUARD)
+
+
+def test_stop_from_outside_cuts_a_handler_whose_own_stop_is_over(serve):
+    """The connection of a handler that stops the server is spared by that stop, but not by the one that follows it."""
+    flooding, stopping = threading.Event(), threading.Event()
+
+    class Handler(ClientHandler):
+        """Stops its server, then sends without end."""
+
+        def process(self, data: bytes) -> None:
+            """Stop when the other one waits, and flood."""
+            stopping.set()
+            self.server.stop(drain=0.01, force=0.01)
+            while True:
+                self.send(b"x" * 100_000)
+                flooding.set()
+
+    server = serve(Handler)
+    with connect(server) as client:
+        client.sendall(b"stop")
+        wait_until(stopping)
+        report = server.stop(drain=0.1, force=GUARD)
+        wait_until(flooding)
+    assert report.clean and server.stats().finished == 1

@@ -151,7 +151,7 @@ def test_serving_loop_that_hangs_is_reported(serve, caplog):
         assert "wait_until(release)" in str(report.survivors[1])
         assert "thread threaded_echo serving" in caplog.text and "wait_until(release)" in caplog.text
         release.set()
-    server.stop()
+    server.stop(drain=GUARD)
 
 
 def test_loop_on_handle_request_is_joined(serve):

@@ -51,7 +51,8 @@ class ThreadedMixIn(ClientHooks):
         for name in keywords.keys() & options.OPTIONS.keys():
             raise TypeError(f"{name} is not a keyword of the class statement: set it in the body of {cls.__name__}")
         super().__init_subclass__(**keywords)
-        if cls.__mro__.index(ThreadedMixIn) > cls.__mro__.index(socketserver.BaseServer):
+        bases = cls.__mro__
+        if socketserver.BaseServer in bases and bases.index(ThreadedMixIn) > bases.index(socketserver.BaseServer):
             raise TypeError(f"{cls.__name__}: put ThreadedMixIn ahead of the server among the bases, or that hides it")
         options.settle(cls)
 

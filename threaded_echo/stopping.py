@@ -107,6 +107,7 @@ class _Stop:
         self.background = background  # the thread of start(); a later start() may already wait for this stop to end
         self.leader = threading.current_thread()
         self.inside: dict[threading.Thread, Client | None] = {}  # the callers from inside, and whom they serve
+        self.called_inside: dict[threading.Thread, Client | None] = {}  # the same, and those that have returned
         self.to_close: list[Callable[[], None]] = []
         self.error: BaseException | None = None  # what closing has raised
         self.is_over = False
@@ -197,7 +198,7 @@ class Stopping:
                     close = None
                 serves = self._registry.owns(client) or any(loop.thread is me for loop in self._loops.running)
                 if serves and not is_nested:
-                    stop.inside[me] = client
+                    stop.inside[me] = stop.called_inside[me] = client
                     self._registry.awaited = len(stop.inside) + len(self._given_up)
             if is_nested:  # server_close() in the middle of a stop(), or a stop in a signal handler
                 if close is not None:
@@ -257,6 +258,7 @@ class Stopping:
         finally:
             with self._registry.lock:
                 self._registry.awaited = -1
+                stop.inside.pop(me, None)  # a follower that goes on with this stop waits for it, and may cut its client
                 stop.is_over = True
                 self._current = None
                 self._registry.changed.notify_all()
@@ -266,6 +268,7 @@ class Stopping:
         while True:
             with self._registry.lock:
                 if not stop.to_close:
+                    self._registry.changed.notify_all()  # callers from inside wait for this, too
                     return
                 close = stop.to_close.pop(0)
             try:
@@ -345,14 +348,15 @@ class Stopping:
 
     def _is_quiet(self, stop: _Stop, inside: bool) -> bool:
         """Return whether nothing runs any more that a caller may wait for: from inside, none of those is."""
-        spared = set(stop.inside) if inside else {threading.current_thread()} & set(stop.inside)
+        spared = set(stop.called_inside) if inside else set()
+        spared_clients = set(stop.called_inside.values()) if inside else set()
         if not stop.patient:
             spared.update(self._given_up)
         if any(loop.thread not in spared for loop in self._loops.running):
             return False
         if not spared.issuperset(self._threads.running.copy()):
             return False
-        return not self._registry.closing and all(client.thread in spared
+        return not self._registry.closing and all(client.thread in spared or client in spared_clients
                                                   for client in self._registry.clients())
 
     # The report.
@@ -362,8 +366,7 @@ class Stopping:
         with self._registry.lock:
             ended = self._registry.gone() - stop.gone_before
             drained = ended if stop.force_until is None else stop.drained
-            spared = set(stop.inside) if inside else set()
-            left = self._left(spared | {threading.current_thread()} if inside else spared)
+            left = self._left(set(stop.called_inside) if inside else set())
         stacks = stacks_of([thread for _, thread in left])
         survivors = tuple(Survivor(client, stacks.get(thread, ()) if thread else (), thread) for client, thread in left)
         if log:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
 
@@ -85,7 +84,7 @@ class HandlerThreads:
     def __init__(self, registry: HandlerRegistry) -> None:
         self.registry = registry
         self.running: dict[HandlerThread, None] = {}
-        self._ended: deque[threading.Thread] = deque()
+        self._ended: dict[threading.Thread, None] = {}
         self._adopted: list[threading.Thread] = []  # the program's own; guarded by the registry's lock
 
     def serve(self, client: Client, serve: Callable[[Client], None], *, daemon: bool,
@@ -112,7 +111,7 @@ class HandlerThreads:
     def end(self, thread: HandlerThread) -> None:
         """Take note that ``thread`` has nothing left to do but to return."""
         self.registry.end_queue(thread.left)
-        self._ended.append(thread)
+        self._ended[thread] = None
         self.running.pop(thread, None)
         if len(self.running) <= self.registry.awaited:
             with self.registry.lock:
@@ -124,10 +123,9 @@ class HandlerThreads:
         """Forget the threads that have returned; if somebody else holds the lock, the next thread that ends does it."""
         if self.registry.lock.acquire(blocking=False):
             try:
-                for _ in range(len(self._ended)):
-                    thread = self._ended.popleft()
-                    if thread.is_alive():
-                        self._ended.append(thread)
+                for thread in self._ended.copy():
+                    if not thread.is_alive():
+                        self._ended.pop(thread, None)
             finally:
                 self.registry.lock.release()
 
