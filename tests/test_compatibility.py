@@ -218,3 +218,41 @@ def test_server_close_of_socketservers_mixin_by_name_ends_and_joins_its_clients(
         [thread] = handler.threads
         assert not thread.is_alive()
     check_stopped(server)
+
+
+def test_handle_request_below_the_mixin_runs_around_the_accept() -> None:
+    """The override runs, and its client is numbered."""
+    class Prepares(Told, socketserver.TCPServer):
+        """Does something before it accepts, and after."""
+
+        def handle_request(self) -> None:
+            """Accept in between."""
+            self.tell("before")
+            self.socket.settimeout(20)
+            self._handle_request_noblock()
+            self.tell("after")
+
+    class Server(ThreadedMixIn, Prepares):
+        """Under test."""
+
+    server = Server(LOOPBACK, Echo)
+    with server, connect(server) as client:
+        server.handle_request()
+        client.sendall(b"x")
+        assert client.recv(1) == b"x" and list(server.clients) == [1]
+        assert server.stop().drained == 1
+    assert server.told == {"before": 1, "after": 1}
+    check_stopped(server)
+
+
+def test_flags_of_socketserver_tell_whether_it_serves() -> None:
+    """Programs look at them by name; looking serves nobody."""
+    server: Any = ThreadedTCPServer(LOOPBACK, Echo)
+    with server:
+        assert server._BaseServer__shutdown_request is False
+        assert server._BaseServer__is_shut_down.is_set()
+        server.start()
+        assert server._BaseServer__shutdown_request is False
+        assert not server._BaseServer__is_shut_down.is_set()
+        server.shutdown()
+        assert server._BaseServer__is_shut_down.is_set()

@@ -13,7 +13,34 @@ from threaded_echo import ClientHandler, ThreadedMixIn, ThreadedTCPServer, curre
 from threaded_echo.clients.threads import HandlerThread
 
 from .conftest import LOOPBACK
-from .tools import GUARD, Echo, Gate, ask, connect, receive, receive_all, running, subclass, wait_until
+from .tools import GUARD, Echo, Gate, ask, connect, receive, receive_all, running, subclass, until, wait_until
+
+
+def test_handler_thread_that_comes_second_to_close_leaves_it_alone(serve, monkeypatch):
+    """Somebody else had found the client before its thread began, and was faster at its end."""
+    went = []
+    server = serve(Echo, subclass(client_disconnected=lambda self, client: went.append(client.number)))
+    registry = server._threaded_state.registry
+    remove, removed = registry.remove, []
+
+    def remove_second(client, queue):
+        with running(lambda: removed.append(remove(client, registry.elsewhere))):
+            pass
+        removed.append(remove(client, queue))
+        client._connection.accepted = None
+        requests.pop().close()  # the other one's to close
+        return removed[-1]
+
+    requests = []
+    with connect(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        requests.append(server.clients[1]._connection.request)
+        monkeypatch.setattr(registry, "remove", remove_second)
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b""
+    server.stop()
+    assert removed == [True, False] and went == [] and server.stats().finished == 1
 
 
 @pytest.mark.parametrize("hook", ["shutdown_request", "close_request"])
@@ -215,6 +242,7 @@ def test_server_with_a_fileno_and_no_socket_attribute_serves():
         with connect(server) as client:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
+            until(lambda: list(server.clients) == [2])  # a hook without super() leaves it open when the first is gone
             assert server.stop().drained == 1
             assert receive_all(client) == b""
 

@@ -67,3 +67,18 @@ def test_repr_tells_address_whether_it_serves_and_how_many_are_live(serve):
         assert repr(server) == f"<ThreadedTCPServer on {address!r}, serving, 1 live>"
     server.stop()
     assert repr(server) == f"<ThreadedTCPServer on {address!r}, not serving, 0 live>"
+
+
+def test_server_that_asks_for_its_clients_before_it_is_made_finds_none():
+    """The mix-in has no ``__init__`` to call: its state is made on first use."""
+    class Server(ThreadedTCPServer):
+        """Looks around first."""
+
+        def __init__(self):
+            """Look, then be made."""
+            self.found = dict(self.clients), self.stopping.is_set()
+            super().__init__(LOOPBACK, Echo)
+
+    with Server() as server:
+        assert server.found == ({}, False)
+        assert server.start() is server

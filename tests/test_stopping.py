@@ -204,5 +204,7 @@ def test_thread_added_by_a_program_is_joined_too(serve):
         report = server.stop(drain=0.01, force=0.01)
         [survivor] = report.survivors
         assert survivor.client is None and "wait_until(release)" in str(survivor), "its client has gone; it has not"
+        server.drain_timeout = server.force_timeout = 3600.0
+        assert len(server.stop().survivors) == 1, "it is told again, and not waited for again"
         release.set()
     server.stop(drain=GUARD)

@@ -149,3 +149,23 @@ def test_server_close_that_waits_for_its_clients_does_not_hang(serve):
     with connect(server):
         wait_until(entered)
         assert server.stop().clean
+
+
+def test_close_that_comes_when_the_stop_is_through_with_closing_is_done_by_its_caller(serve, monkeypatch):
+    """The leader has closed what was asked for until then, and reports: nobody else would close it."""
+    following, late = threading.Event(), []
+    server = serve(Echo)
+    report, follow = Stopping._report, Stopping._follow
+
+    def report_late(self, stop, *arguments, **keywords):
+        if not late:
+            late.append(threading.Thread(target=server.server_close))
+            late[0].start()
+            wait_until(following)
+        return report(self, stop, *arguments, **keywords)
+
+    monkeypatch.setattr(Stopping, "_report", report_late)
+    monkeypatch.setattr(Stopping, "_follow", lambda self, stop: (following.set(), follow(self, stop))[1])
+    server.shutdown()
+    late[0].join(GUARD)
+    assert not late[0].is_alive() and server.fileno() < 0

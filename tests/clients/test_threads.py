@@ -303,3 +303,16 @@ def test_server_that_was_used_with_start_is_collected():
     del server
     gc.collect()
     assert found() is None
+
+
+def test_thread_that_ends_while_another_holds_the_lock_leaves_the_ended_ones_to_the_next(pool, monkeypatch):
+    """It waits for nobody, least of all for a stop."""
+    monkeypatch.setattr(threads, "_REAPED", 0)
+    with pool.registry.lock:
+        [first] = serve_and_wait(pool)
+        first.join(GUARD)
+        assert not first.is_alive()
+        assert pool.to_join()[0] == [first]
+    [second] = serve_and_wait(pool)
+    second.join(GUARD)
+    assert first not in pool.to_join()[0]

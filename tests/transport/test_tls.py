@@ -240,3 +240,23 @@ def test_handshake_outside_any_client_may_fail(caplog):
         with server_context().wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secure:
             server.finish_request(secure, address)
     assert "its TLS handshake has failed" in caplog.text
+
+
+def test_listener_that_takes_a_ragged_end_for_an_error_is_left_as_it_is(serve):
+    """A program that wants to know of every end without a close alert still does."""
+    class Server(ThreadedTCPServer):
+        """Wraps its listening socket, and wants to know."""
+
+        def server_activate(self):
+            """Wrap, and listen."""
+            self.socket = server_context().wrap_socket(self.socket, server_side=True, suppress_ragged_eofs=False)
+            self.socket.listen()
+
+    server = serve(Echo, Server)
+    options = server.socket.context.options
+    with connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert server.socket.context.options == options
+        with suppress(ssl.SSLError):  # the handler closes without an alert of its own
+            client.unwrap()
