@@ -5,7 +5,7 @@ from .observe.stats import ServerStats
 from .clients.client import Client
 from .mixin import ThreadedMixIn
 from .server import ThreadedTCPServer, ThreadedUnixStreamServer
-from .stopping import StopReport, Survivor
+from .report import StopReport, Survivor
 from .clients.threads import current_client
 
 __version__ = "0.1.0"

@@ -19,8 +19,8 @@ from .clients.client import Client
 from .compatibility import NonDataProperty, ShutDownEvent, ThreadList
 from .hooks import ClientHooks
 from .observe.stats import ServerStats
+from .report import StopReport
 from .state import ServerState
-from .stopping import StopReport
 
 if TYPE_CHECKING:
     from typing import Self

@@ -18,11 +18,8 @@ import logging
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from .accepting.loop import Loop, Loops
@@ -30,53 +27,11 @@ from .clients.client import Client
 from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
-from .transport.listeners import show_address
+from .report import StopReport, Survivor, stacks_of
 
 logger = logging.getLogger("threaded_echo")
 
 _TAIL = 1.0  # seconds for a thread that has nothing left to do but to return
-_HERE = str(Path(__file__).parent)
-
-
-@dataclass(frozen=True, slots=True)
-class Survivor:
-    """A handler, or another thread, that was still running when a stop gave up on it."""
-
-    client: Client | None
-    """``None`` for a thread that serves no client: the serving thread in a program's hook, or a thread of the
-    program's own that was to be joined."""
-    stack: tuple[str, ...]
-    """The lines where it was, outermost call first, as `traceback.format_stack` has them; empty if it had no thread."""
-    thread: threading.Thread | None = field(default=None, compare=False)
-
-    def __str__(self) -> str:
-        name = f"client {self.client.number}" if self.client else f"thread {self.thread.name if self.thread else '?'}"
-        where = f", from {show_address(self.client.address)}" if self.client and self.client.address else ""
-        return f"{name}{where}:\n{''.join(own_frames(self.stack))}".rstrip()
-
-
-@dataclass(frozen=True, slots=True)
-class StopReport:
-    """What a stop did. ``str()`` of it is for people."""
-
-    drained: int
-    """Clients whose handlers ended by themselves after they were woken."""
-    forced: int
-    """Clients whose handlers ended after their connections were cut."""
-    survivors: tuple[Survivor, ...]
-    """What was still running when the stop gave up on it."""
-    seconds: float
-    """How long the stop took."""
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing was left."""
-        return not self.survivors
-
-    def __str__(self) -> str:
-        text = (f"stopped in {self.seconds:.3f} s: {self.drained} drained, {self.forced} forced, "
-                f"{len(self.survivors)} still running")
-        return "\n".join((text, *map(str, self.survivors)))
 
 
 class Offloading(Protocol):
@@ -203,7 +158,7 @@ class Stopping:
             if is_nested:  # server_close() in the middle of a stop(), or a stop in a signal handler
                 if close is not None:
                     close()
-                return self._report(stop, inside=True)
+                return self._report(stop, inside=True, with_stacks=False)
             if leads:
                 return self._lead(stop)
             report = self._follow(stop)
@@ -361,13 +316,13 @@ class Stopping:
 
     # The report.
 
-    def _report(self, stop: _Stop, inside: bool, log: bool = False) -> StopReport:
+    def _report(self, stop: _Stop, inside: bool, log: bool = False, with_stacks: bool = True) -> StopReport:
         """Say what the stop has done; the leader logs what is still running."""
         with self._registry.lock:
             ended = self._registry.gone() - stop.gone_before
             drained = ended if stop.force_until is None else stop.drained
             left = self._left(set(stop.called_inside) if inside else set())
-        stacks = stacks_of([thread for _, thread in left])
+        stacks = stacks_of([thread for _, thread in left]) if with_stacks else {}
         survivors = tuple(Survivor(client, stacks.get(thread, ()) if thread else (), thread) for client, thread in left)
         if log:
             new = [survivor for survivor in survivors if survivor.thread not in self._given_up]
@@ -381,8 +336,9 @@ class Stopping:
         left: dict[Client, threading.Thread | None] = {client: client.thread
                                                        for client in self._registry.clients()}
         for thread in self._threads.running.copy():
-            if thread.client is not None:
-                left[thread.client] = thread
+            client = thread.client
+            if client is not None:
+                left[client] = thread
         found: list[tuple[Client | None, threading.Thread | None]] = [
             (client, thread) for client, thread in sorted(left.items(), key=lambda item: item[0].number)
             if thread not in spared]
@@ -391,23 +347,6 @@ class Stopping:
         found += [(None, thread) for thread in dict.fromkeys(others)
                   if thread.is_alive() and thread not in known and thread is not threading.current_thread()]
         return found
-
-
-def stacks_of(threads: list[threading.Thread | None]) -> dict[threading.Thread, tuple[str, ...]]:
-    """Format the lines where each thread is; no entry for one that is nowhere."""
-    frames = sys._current_frames() if threads else {}
-    return {thread: tuple(traceback.format_stack(frames[thread.ident])) for thread in threads
-            if thread is not None and thread.ident in frames}
-
-
-def own_frames(stack: tuple[str, ...]) -> tuple[str, ...]:
-    """Leave out the frames ahead of the program's first own one: those of threading and of this package."""
-    foreign = ("threading.py", "socketserver.py")
-    for number, lines in enumerate(stack):
-        place = lines.partition('"')[2].partition('"')[0]
-        if not place.startswith(_HERE) and not place.endswith(foreign):
-            return stack[number:]
-    return stack
 
 
 def _join_one(thread: threading.Thread, deadline: float) -> None:
