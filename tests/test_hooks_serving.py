@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threaded_echo import ThreadedTCPServer, current_client
 
 from .conftest import LOOPBACK
-from .tools import Echo, ask, connect, receive_all, running, subclass
+from .tools import Echo, ask, connect, receive, receive_all, running, subclass
 
 
 def test_process_request_with_an_executor_is_numbered_and_stopped(serve):
@@ -101,13 +101,26 @@ def test_connection_accepted_by_the_program_is_numbered():
         assert client.recv(1) == b"x" and list(server.clients) == [1]
 
 
-def test_handler_run_by_the_program_finds_its_client():
-    """finish_request called directly, with no thread of the server's and no client."""
-    with ThreadedTCPServer(LOOPBACK, Echo) as server, connect(server) as client:
+def test_finish_request_that_a_program_calls_for_its_own_connection_serves_it_without_a_client():
+    """It has accepted the connection past the server, which knows of no client and counts none."""
+    seen = []
+
+    class Handler(Echo):
+        """Notes whether it has a client."""
+
+        def setup(self):
+            """Note it."""
+            seen.append(current_client())
+
+    with ThreadedTCPServer(LOOPBACK, Handler) as server, connect(server) as client:
         request, address = server.socket.accept()
         with running(server.finish_request, request, address):
+            client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
+            assert receive(client, 5) == b"hello"
         server.shutdown_request(request)
+        assert receive_all(client) == b""
+        assert seen == [None] and server.stats().accepted == 0
 
 
 def test_finish_request_of_a_subclass_is_called_once(serve):

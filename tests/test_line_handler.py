@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import types
 from contextlib import suppress
 
 import pytest
@@ -92,17 +93,19 @@ def test_send_in_process_keeps_the_order(serve):
     assert ask(serve(Handler), b"1\n2\n") == b"sent 1\nreply 1\nsent 2\nreply 2\n"
 
 
-def test_slow_lines_do_not_hold_replies_back(serve):
+def test_slow_lines_do_not_hold_replies_back(serve, monkeypatch):
     """A reply that has waited longer than a moment is sent ahead of the next line."""
     entered, release = threading.Event(), threading.Event()
+    clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("threaded_echo.handlers.time", clock)
 
     class Handler(LineHandler):
         """Takes its time for some lines."""
 
         def process(self, line):
-            """Wait at b"wait" and b"hold"."""
-            if line == b"wait":
-                self.stopping.wait(0.01)
+            """Take a second at b"slow", and wait at b"hold"."""
+            if line == b"slow":
+                clock.now += 1.0
             if line == b"hold":
                 entered.set()
                 wait_until(release)
@@ -110,9 +113,9 @@ def test_slow_lines_do_not_hold_replies_back(serve):
 
     server = serve(Handler)
     with connect(server) as client:
-        client.sendall(b"first\nwait\nhold\n")
+        client.sendall(b"first\nslow\nhold\n")
         wait_until(entered)
-        assert receive(client, 11) == b"first\nwait\n"
+        assert receive(client, 11) == b"first\nslow\n"
         release.set()
         assert receive(client, 5) == b"hold\n"
 

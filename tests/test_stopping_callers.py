@@ -12,17 +12,28 @@ from threaded_echo.stopping import Stopping
 from .tools import GUARD, Echo, Flood, Gate, connect, receive_all, running, together, wait_until
 
 
-def test_survivor_is_logged_once_for_several_callers(serve, caplog):
+def test_survivor_is_logged_once_for_several_callers(serve, caplog, monkeypatch):
     """However many callers: one line in the log, one report."""
-    gate = Gate()
+    gate, following = Gate(), threading.Semaphore(0)
+    follow = Stopping._follow
+    monkeypatch.setattr(Stopping, "_follow", lambda self, stop: (following.release(), follow(self, stop))[1])
     server = serve(gate.handler)
+    reports: list[StopReport] = []
+
+    def stop() -> None:
+        reports.append(server.stop(drain=3600, force=3600))
+
     with connect(server):
         wait_until(gate.entered)
-        reports = together(4, lambda: server.stop(drain=0.2, force=0.2))
+        with running(stop), running(stop), running(stop):
+            for _ in range(2):  # the third one leads
+                assert following.acquire(timeout=GUARD)
+            reports.append(server.stop(0, 0))
         gate.release.set()
-    assert all(len(report.survivors) == 1 for report in reports)
-    assert len([record for record in caplog.records if "still running" in record.getMessage()]) == 1
-    server.stop(drain=GUARD)
+        assert len(reports) == 4 and all(report is reports[0] for report in reports)
+        assert len(reports[0].survivors) == 1
+        assert len([record for record in caplog.records if "still running" in record.getMessage()]) == 1
+        assert server.stop(drain=GUARD).clean
 
 
 @pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])

@@ -8,6 +8,7 @@ import pytest
 
 from threaded_echo import ThreadedTCPServer
 from threaded_echo.state import ServerState
+from threaded_echo.stopping import Stopping
 
 from .conftest import LOOPBACK
 from .tools import GUARD, Echo, Gate, ask, connect, receive_all, running, until, wait_until
@@ -106,28 +107,35 @@ def test_stop_while_starting_raises_in_start():
         server.start()
 
 
-def test_stop_without_patience_waits_for_the_loop_to_return(serve, caplog):
-    """A loop that only has to return is joined, and not told of, however little time a stop is given."""
+def test_stop_without_patience_waits_for_a_loop_that_only_has_to_return(serve, caplog, monkeypatch):
+    """It is in a hook when the stop begins; it is joined and not reported, however few seconds a stop is given."""
+    asked, waiting, gate = threading.Event(), threading.Event(), Gate()
+
     class Server(ThreadedTCPServer):
-        """Its loop is in a hook when the stop begins, and needs a moment to leave it."""
+        """Leaves its hook when the stop waits for its loop."""
 
-        def service_actions(self) -> None:
-            """Take a moment once a stop has begun."""
+        def service_actions(self):
+            """Wait for that."""
             if gate.entered.is_set():
-                wait_until(self.stopping)
-                threading.Event().wait(0.1)
+                asked.set()
+                wait_until(waiting)
 
-    gate = Gate()
-    for server_class in [Server, *[ThreadedTCPServer] * 20]:
-        server = serve(gate.handler, server_class)
-        with connect(server):
-            wait_until(gate.entered)
-            report = server.stop(0, 0)
-        gate.entered.clear()
+    def wait(self, *arguments):
+        waiting.set()
+        return stopping_wait(self, *arguments)
+
+    stopping_wait = Stopping._wait
+    monkeypatch.setattr(Stopping, "_wait", wait)
+    monkeypatch.setattr("threaded_echo.stopping._TAIL", GUARD)
+    server = serve(gate.handler, Server)
+    with connect(server):
+        wait_until(asked)
+        report = server.stop(0, 0)
         assert not any(thread.name.endswith("serving") for thread in threading.enumerate())
-        assert len(report.survivors) == 1
-    assert "threaded_echo serving" not in caplog.text
-    gate.release.set()
+        assert [survivor.client.number for survivor in report.survivors] == [1]
+        assert "threaded_echo serving" not in caplog.text
+        gate.release.set()
+    assert server.stop(drain=GUARD).clean
 
 
 def test_serving_loop_that_hangs_is_reported(serve, caplog):
@@ -154,26 +162,30 @@ def test_serving_loop_that_hangs_is_reported(serve, caplog):
     server.stop(drain=GUARD)
 
 
-def test_loop_on_handle_request_is_joined(serve):
-    """A serve_forever of the program's own that comes back during the stop is sent away, not served."""
-    between, release = threading.Event(), threading.Event()
+def test_loop_on_handle_request_that_comes_back_during_a_stop_is_sent_away_and_joined(serve):
+    """The client that waits in the queue by then is not served, and the stop waits for the loop to end."""
+    between, release, threads = threading.Event(), threading.Event(), []
 
     class Server(ThreadedTCPServer):
         """Loops itself, and tarries between two requests."""
 
         def serve_forever(self, poll_interval=0.5):
             """Handle requests until a stop."""
+            threads.append(threading.current_thread())
             self.handle_request()
             between.set()
             wait_until(release)
             self.handle_request()
+            between.clear()
 
     server = serve(Echo, Server)
-    with connect(server):
+    with connect(server), connect(server):
         wait_until(between)
         with running(server.stop):
             wait_until(server.stopping)
             release.set()
+    assert not between.is_set() and not threads[0].is_alive()
+    assert server.stats().accepted == 1
 
 
 def test_handle_request_in_another_thread_returns_at_a_stop():

@@ -141,8 +141,8 @@ def test_broken_listener_in_the_background_reaches_the_excepthook(serve, monkeyp
     wait_until(seen)
 
 
-def test_close_by_the_program_ends_the_loop():
-    """A listening socket that is closed in get_request ends serving without a word."""
+def test_close_by_the_program_ends_the_loop_without_a_word(caplog):
+    """A listening socket that is closed in get_request is no failed accept, and no error of the loop."""
     class Server(ThreadedTCPServer):
         """Closes its socket itself."""
 
@@ -153,6 +153,9 @@ def test_close_by_the_program_ends_the_loop():
 
     with Server(LOOPBACK, Echo) as server, connect(server):
         server.serve_forever()
+        assert not server._threaded_state.loops.running
+        assert (server.stats().accept_errors, server.stats().accepted) == (0, 0)
+    assert not caplog.records
 
 
 def test_handle_request_out_of_descriptors_backs_off(monkeypatch, caplog):

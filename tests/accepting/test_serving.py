@@ -100,15 +100,21 @@ def test_listener_of_another_class_is_accepted_from(serve):
     assert ask(serve(Echo, Server)) == b"ping\n"
 
 
-def test_listener_that_cannot_tell_is_served(serve):
-    """A platform without SO_ACCEPTCONN, or a listener that is no socket, is taken as it is."""
+def test_listener_that_cannot_tell_whether_it_listens_is_served(serve, monkeypatch):
+    """A platform without SO_ACCEPTCONN, or a listener that is no socket, is taken as it is; another is an error."""
     class Listener:
         """Has no options."""
 
         type = socket.SOCK_STREAM
 
-    loop.check_listening(types.SimpleNamespace(socket=Listener()))
-    loop.check_listening(types.SimpleNamespace())
+    with socket.socket() as silent:
+        with pytest.raises(RuntimeError, match="does not listen"):
+            loop.check_listening(types.SimpleNamespace(socket=silent))
+        for server in (types.SimpleNamespace(socket=Listener()), types.SimpleNamespace()):
+            loop.check_listening(server)
+        monkeypatch.delattr(socket, "SO_ACCEPTCONN")
+        loop.check_listening(types.SimpleNamespace(socket=silent))
+    assert ask(serve(Echo)) == b"ping\n"
 
 
 def test_handle_request_serves_one_client_in_a_thread():

@@ -14,7 +14,7 @@ from threaded_echo import ClientHandler, ThreadedMixIn, ThreadedTCPServer
 from threaded_echo.accepting import signals
 
 from ..conftest import LOOPBACK
-from ..tools import GUARD, Echo, Flood, Gate, ask, connect, receive_all, running, wait_until
+from ..tools import GUARD, Echo, Flood, Gate, ask, connect, receive_all, running, until, wait_until
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -233,8 +233,7 @@ def test_second_signal_before_the_first_ones_stop_has_begun_cuts_the_connections
             wait_until(flood.sending)
             send(signal.SIGTERM)
             wait_until(server.stopping)
-            while server.clients:
-                pass
+            until(lambda: not server.clients)
 
     run(server, script)
     assert server.stats().finished == 1

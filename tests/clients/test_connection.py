@@ -4,13 +4,12 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import threading
 
 from threaded_echo.clients.period import Period
 from threaded_echo.clients.registry import HandlerRegistry
 
 from ..conftest import LOOPBACK
-from ..tools import Gate, connect, receive_all, running, wait_until
+from ..tools import Gate, connect, receive_all, running, until, wait_until
 from .conftest import make
 
 
@@ -27,32 +26,23 @@ class Wrapper:
 
 def test_send_of_another_thread_is_ended_by_the_handlers_end(serve):
     """The closing of a connection and a blocked send by somebody else exclude each other."""
-    gate = Gate()
+    gate, errors = Gate(), []
     server = serve(gate.handler)
-    sending = threading.Event()
-    errors = []
 
     def send():
         try:
-            while True:
-                client.send(b"x" * 1_000_000)
-                sending.set()
+            client.send(b"x" * 100_000_000)  # its client reads nothing
         except OSError as error:
             errors.append(error)
 
-    with connect(server) as connection:
+    with connect(server):
         wait_until(gate.entered)
         client = server.clients[1]
-        client._connection.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2_000_000)
         with running(send):
-            gate.release.set()  # its client reads nothing, so that the send blocks, before or after
-            while not errors:
-                connection.settimeout(0.01)
-                try:
-                    connection.recv(1)
-                except TimeoutError:
-                    continue
-    assert isinstance(errors[0], ConnectionError)
+            until(client._connection.sending.locked)
+            gate.release.set()
+        assert isinstance(errors[0], ConnectionError)
+        until(lambda: client.state == "gone")
 
 
 def test_handler_that_closes_its_own_socket_is_left_alone(pair):

@@ -20,7 +20,7 @@ from threaded_echo.clients.registry import HandlerRegistry
 from threaded_echo.clients.threads import HandlerThreads
 
 from ..conftest import LOOPBACK
-from ..tools import GUARD, Echo, ask, connect, receive_all, wait_until
+from ..tools import GUARD, Echo, ask, connect, receive_all, until, wait_until
 
 variable = contextvars.ContextVar("variable", default=b"fresh")
 
@@ -41,8 +41,7 @@ def pool():
     registry = HandlerRegistry()
     handler_threads = HandlerThreads(registry)
     yield handler_threads
-    while handler_threads.running:
-        pass
+    until(lambda: not handler_threads.running)
     for thread in handler_threads.to_join()[0]:
         thread.join(GUARD)
 
@@ -69,8 +68,7 @@ def serve_and_wait(pool, count=1, next_client=None):
 
 def until_idle(pool, count):
     """Wait until so many threads are idle: they get there by themselves."""
-    while pool.count() != (0, count):
-        pass
+    until(lambda: pool.count() == (0, count))
 
 
 def test_thread_serves_the_next_client_in_a_fresh_context(serve):
@@ -79,8 +77,7 @@ def test_thread_serves_the_next_client_in_a_fresh_context(serve):
     replies = []
     for _ in range(50):
         replies.append(ask(server, b"?"))
-        while server.stats().threads_busy:
-            pass
+        until(lambda: not server.stats().threads_busy)
     assert len(set(replies)) < len(replies) and all(reply.endswith(b" fresh") for reply in replies)
 
 
