@@ -86,7 +86,7 @@ def test_shutdown_below_the_mixin_that_closes_frees_the_port(end: str) -> None:
 
 
 def test_shutdown_below_the_mixin_ends_a_loop_in_a_thread_of_the_programs_own() -> None:
-    """As pynetdicom serves: `serve_forever` in a thread that the program has made, and `shutdown` for the end."""
+    """pynetdicom calls `serve_forever` in a thread of its own, and `shutdown` for the end."""
     class Server(ThreadedMixIn, ClosesInShutdown):
         """Under test."""
 

@@ -12,7 +12,7 @@ from .tools import ask
 
 
 def test_echo_sends_back_and_logs_each_message(serve, caplog):
-    """Under the client's number, escaped, a line each; every byte comes back."""
+    """Each line is logged once, escaped, under the client's number, and every byte comes back."""
     caplog.set_level(logging.INFO, logger="threaded_echo")
     message = b"hello\nyou \x1b[31m\xff\r\nno end"
     server = serve(EchoHandler)
@@ -23,7 +23,7 @@ def test_echo_sends_back_and_logs_each_message(serve, caplog):
 
 
 def test_echo_logs_nothing_where_nobody_listens(serve, caplog):
-    """Below info level there is no record."""
+    """If the logger's level is above info, there is no record."""
     caplog.set_level(logging.WARNING, logger="threaded_echo")
     assert ask(serve(EchoHandler), b"hello") == b"hello"
     assert not caplog.records

@@ -15,7 +15,7 @@ from .tools import ask, connect, receive, running, wait_until
 
 
 def test_chunk_handler_sends_what_process_returns(serve):
-    """A reply is sent; None and nothing are not."""
+    """A reply is sent; None and an empty reply send nothing."""
     class Handler(ClientHandler):
         """Replies to some."""
 
@@ -29,7 +29,7 @@ def test_chunk_handler_sends_what_process_returns(serve):
 
 
 def test_plain_client_handler_swallows_what_comes(serve):
-    """process does nothing until it is overridden, for lines too."""
+    """Until it is overridden, process does nothing, for lines too."""
     assert ask(serve(ClientHandler)) == b""
     assert ask(serve(LineHandler)) == b""
 
@@ -155,7 +155,7 @@ def test_large_chunks_follow_a_full_one(serve):
 
 
 def test_reply_that_is_not_bytes_is_an_error_that_names_process(serve, caplog):
-    """Also one that is false, which would go unnoticed."""
+    """Even one that is false, such as "" or 0, does not go unnoticed."""
     replies = ["text", "", 0]
 
     class Handler(ClientHandler):

@@ -12,7 +12,7 @@ from .tools import Echo, ask, connect, receive_all, subclass
 
 
 def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serve, monkeypatch):
-    """As on platforms without accept4: the listener does not block while serving, its clients do."""
+    """On platforms without accept4 the clients of a listener that does not block do block."""
     monkeypatch.setattr("threaded_echo.hooks._INHERITS_BLOCKING", True)
 
     class Server(ThreadedTCPServer):
@@ -28,7 +28,7 @@ def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serv
 
 
 def test_get_request_below_the_mixin_is_used_for_tls_listeners_too(serve):
-    """class Server(ThreadedMixIn, Existing), where Existing accepts in its own way."""
+    """A class below the mix-in may accept in its own way."""
     from .transport.test_tls import TLSServer, connect_tls
     accepted = []
 
@@ -49,7 +49,7 @@ def test_get_request_below_the_mixin_is_used_for_tls_listeners_too(serve):
 
 
 def test_refused_client_is_closed_and_counted(serve):
-    """verify_request sees its client, and no hook is told of it."""
+    """verify_request knows which client it is asked about, and no hook is called for a refused one."""
     told = []
     server = serve(Echo, subclass(verify_request=lambda self, request, address: told.append(current_client().number),
                                   client_connected=lambda self, client: told.append("came"),
@@ -61,7 +61,7 @@ def test_refused_client_is_closed_and_counted(serve):
 
 
 def test_hooks_tell_of_clients_that_come_and_go(serve):
-    """Each once, in order, in the handler's thread; what they raise is logged and harms nothing."""
+    """Each is called once, in order, in the handler's thread, and what it raises harms nothing."""
     told = []
 
     def tell(word):
@@ -78,7 +78,7 @@ def test_hooks_tell_of_clients_that_come_and_go(serve):
 
 @pytest.mark.parametrize("hook", ["shutdown_request", "close_request"])
 def test_closing_hook_without_super_is_forgotten(serve, hook):
-    """An override that closes the request itself."""
+    """The client of an override that closes the request itself is forgotten all the same."""
     server = serve(Echo, subclass(**{hook: lambda self, request: request.close()}))
     assert ask(server) == b"ping\n"
     server.stop()
@@ -97,7 +97,7 @@ def test_refused_client_that_a_closing_hook_without_super_closes_is_forgotten(se
 
 
 def test_reason_is_told_to_client_disconnected(serve):
-    """It is the server's: None if the client has left by itself."""
+    """It is None if the client has left by itself."""
     told = []
     server = serve(Echo, subclass(client_disconnected=lambda self, client: told.append(client.reason)))
     assert ask(server) == b"ping\n"

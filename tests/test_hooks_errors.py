@@ -25,7 +25,7 @@ class Failing(socketserver.BaseRequestHandler):
 
 
 def test_failing_handler_is_logged_with_its_number_and_harms_nobody(serve, caplog):
-    """At error level, with its traceback; the other clients go on."""
+    """It is logged at error level with its traceback, and the other clients go on."""
     server = serve(Failing, subclass(error=ZeroDivisionError("by itself")))
     with connect(server) as other:
         assert ask(server, b"x") == b""
@@ -37,7 +37,7 @@ def test_failing_handler_is_logged_with_its_number_and_harms_nobody(serve, caplo
 
 
 def test_client_that_went_away_is_no_error(serve, caplog):
-    """A reset connection is told at debug level, and is no failure."""
+    """A reset connection is logged at debug level, and is no failure."""
     caplog.set_level(logging.DEBUG, logger="threaded_echo")
     server = serve(Echo)
     with connect(server) as client:
@@ -51,7 +51,7 @@ def test_client_that_went_away_is_no_error(serve, caplog):
 
 
 def test_unix_client_that_went_away_is_no_error(tmp_path, caplog):
-    """A Unix socket tells a vanished reader by an error only."""
+    """A Unix socket reports a vanished reader by an error only."""
     class Handler(socketserver.BaseRequestHandler):
         """Sends until it fails."""
 
@@ -76,7 +76,7 @@ def test_connection_error_of_another_connection_is_a_failure(serve, caplog):
 
 
 def test_failing_hooks_are_logged(serve, caplog):
-    """With the client's number."""
+    """The lines have the client's number."""
     def fail(self, client):
         raise ZeroDivisionError
 
@@ -89,7 +89,7 @@ def test_failing_hooks_are_logged(serve, caplog):
 
 @pytest.mark.parametrize("hook", ["verify_request", "process_request"])
 def test_hook_that_fails_in_the_loop_costs_its_client_only(serve, caplog, hook):
-    """The loop goes on, even where handle_error fails as well."""
+    """The loop goes on, even if handle_error fails as well."""
     errors = [ZeroDivisionError("first"), ZeroDivisionError("second")]
 
     def fail(self, request, client_address):
@@ -113,7 +113,7 @@ def test_hook_that_fails_in_the_loop_costs_its_client_only(serve, caplog, hook):
 
 
 def test_exit_in_a_hook_ends_the_loop_and_the_client():
-    """As in socketserver: SystemExit is for the program."""
+    """SystemExit is the program's to handle, as in socketserver."""
     def leave(self, request, client_address):
         raise SystemExit
 
@@ -138,7 +138,7 @@ def test_exit_in_a_hook_of_the_handlers_thread_closes_the_client(serve, monkeypa
 
 
 def test_error_outside_any_client_is_logged_with_the_address(caplog):
-    """handle_error called by a program, for a connection that the server does not know."""
+    """A program may call handle_error for a connection that the server does not know."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         try:
             raise ZeroDivisionError
@@ -148,7 +148,7 @@ def test_error_outside_any_client_is_logged_with_the_address(caplog):
 
 
 def test_error_in_process_request_thread_outside_any_client_is_handled():
-    """As before, with an error."""
+    """A program may call process_request_thread for a connection that it has accepted itself."""
     errors = []
     server_class = subclass(handle_error=lambda self, request, address: errors.append(address))
     with server_class(LOOPBACK, Failing) as server, connect(server):
@@ -160,7 +160,7 @@ def test_error_in_process_request_thread_outside_any_client_is_handled():
 
 
 def test_handle_error_of_a_class_below_the_mixin_is_used():
-    """class Server(ThreadedMixIn, Existing): Existing's own error handling stays."""
+    """An existing class that is upgraded keeps its own error handling."""
     errors = threading.Event()
 
     class Existing(socketserver.ThreadingTCPServer):

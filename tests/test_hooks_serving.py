@@ -12,7 +12,7 @@ from .tools import Echo, ask, connect, receive, receive_all, running, subclass
 
 
 def test_process_request_with_an_executor_is_numbered_and_stopped(serve):
-    """Threads of the program's own: the clients are known, and woken."""
+    """The clients in a program's own threads are known, and are woken by the stop."""
     threads = []
 
     class Handler(socketserver.BaseRequestHandler):
@@ -37,7 +37,7 @@ def test_process_request_with_an_executor_is_numbered_and_stopped(serve):
 
 
 def test_process_request_in_the_loop_itself_is_stopped(serve):
-    """A server without threads: its client is woken, and the loop ends."""
+    """The client of a server without threads is woken, and the loop ends."""
     server = serve(Echo, subclass(process_request=socketserver.BaseServer.process_request))
     with connect(server) as client:
         client.sendall(b"x")
@@ -47,7 +47,7 @@ def test_process_request_in_the_loop_itself_is_stopped(serve):
 
 
 def test_process_request_that_wraps_the_connection_keeps_the_client(serve):
-    """A request that a subclass has exchanged is followed: numbered once, woken, and closed."""
+    """A request that a subclass has exchanged is numbered once, woken, and closed."""
     def wrap(self, request, client_address):
         wrapped = socket.socket(fileno=request.detach())
         ThreadedTCPServer.process_request(self, wrapped, client_address)
@@ -124,7 +124,7 @@ def test_finish_request_that_a_program_calls_for_its_own_connection_serves_it_wi
 
 
 def test_finish_request_of_a_subclass_is_called_once(serve):
-    """Also where it runs in an executor of the program's own, and where it hands over a connection as it is."""
+    """It may run in an executor of the program's own, and hand the connection over as it is."""
     calls = []
 
     def finish(self, request, client_address):

@@ -37,7 +37,7 @@ class Shout(LineHandler):
     (b"1234567890", b"1234567890\n"),
 ])
 def test_lines_are_processed_without_their_ends(serve, sent, expected):
-    """Either line end, and none at the end of the stream; exactly max_line is allowed."""
+    """A line ends in either way, or with the stream, and may be exactly max_line bytes long."""
     assert ask(serve(Shout), sent) == expected
 
 
@@ -121,7 +121,7 @@ def test_slow_lines_do_not_hold_replies_back(serve, monkeypatch):
 
 
 def test_reply_of_the_wrong_type_is_an_error_at_its_line(serve, caplog):
-    """A str in place of bytes names itself; the replies before it are sent."""
+    """The error of a str in place of bytes shows it, and the replies before it are sent."""
     class Handler(LineHandler):
         """Forgets to encode."""
 
@@ -179,7 +179,7 @@ def test_line_that_has_not_come_to_its_end_is_not_processed_when_the_server_ends
 
 
 def test_line_that_has_not_come_to_its_end_is_processed_if_the_client_ended_its_stream_before_a_stop(serve):
-    """The stop comes between: the end of stream was the client's own all the same."""
+    """The end of stream was the client's own, although the handler sees it only after the stop."""
     gate, processed = threading.Event(), []
     entered = threading.Event()
 

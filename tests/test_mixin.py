@@ -52,13 +52,13 @@ def test_server_in_a_handler_of_another_keeps_the_clients_apart(serve):
 
 
 def test_state_is_made_once():
-    """On first use, and then found again, by whoever asks."""
+    """It is made on first use, and then found again by whoever asks."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         assert ServerState.of(server) is ServerState.of(server) is server._threaded_state
 
 
 def test_repr_tells_address_whether_it_serves_and_how_many_are_live(serve):
-    """For people, in a debugger or a log."""
+    """It is for people who read a log or use a debugger."""
     server = serve(Echo)
     address = server.server_address
     with connect(server) as client:

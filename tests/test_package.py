@@ -70,7 +70,7 @@ def test_imports_between_folders_run_one_way() -> None:
 
 
 def test_what_is_open_to_all_imports_nothing_of_the_package() -> None:
-    """Or a folder would import by it what is above."""
+    """Otherwise a folder would import through it what is above."""
     graph = imports()
     assert [graph[name] for name in sorted(OPEN_TO_ALL - {"threaded_echo"})] == [set(), set()]
 

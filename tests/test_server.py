@@ -21,14 +21,14 @@ def test_server_is_one_of_socketservers():
 
 
 def test_unix_server_serves(tmp_path):
-    """The same on a Unix socket, options included."""
+    """It takes the options as keywords, as the TCP server does."""
     path = str(tmp_path / "socket")
     with ThreadedUnixStreamServer(path, EchoHandler, drain_timeout=1).start() as server:
         assert ask(server) == b"ping\n" and server.server_address == path
 
 
 def test_datagrams_are_served(serve):
-    """UDP: each datagram is numbered; there is no connection to wake."""
+    """Each datagram of a UDP server is a client with a number, and has no connection to wake."""
     class Handler(socketserver.DatagramRequestHandler):
         """Replies with its number."""
 
@@ -45,7 +45,7 @@ def test_datagrams_are_served(serve):
 
 
 def test_bind_error_leaves_nothing():
-    """A port that is taken, out of range or of nobody's address: the system's own error."""
+    """For a port that is taken or out of range, or an address of somebody else, the system's own error is raised."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         with pytest.raises(OSError, match="in use"):
             ThreadedTCPServer(server.server_address, Echo)

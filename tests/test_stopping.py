@@ -167,7 +167,7 @@ def test_shutdown_drains_clients_of_handle_request():
 
 
 def test_wrong_seconds_are_named():
-    """Bad arguments are told, and stop nothing."""
+    """The error names the argument, and nothing is stopped."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         with pytest.raises(TypeError, match="drain"):
             server.stop(drain="5")

@@ -13,7 +13,7 @@ from .tools import GUARD, Echo, Flood, Gate, connect, receive_all, running, toge
 
 
 def test_survivor_is_logged_once_for_several_callers(serve, caplog, monkeypatch):
-    """However many callers: one line in the log, one report."""
+    """There is one line in the log, and one report for all of them."""
     gate, following = Gate(), threading.Semaphore(0)
     follow = Stopping._follow
     monkeypatch.setattr(Stopping, "_follow", lambda self, stop: (following.release(), follow(self, stop))[1])
@@ -93,7 +93,7 @@ def test_close_does_not_shorten_a_patient_stop(serve):
 
 
 def test_server_close_of_a_subclass_is_called_once(serve):
-    """However many stops at once: a clean-up in server_close that works only once is safe."""
+    """A clean-up in server_close that works only once is safe, however many stops come at once."""
     calls = []
 
     class Server(ThreadedTCPServer):
@@ -111,7 +111,7 @@ def test_server_close_of_a_subclass_is_called_once(serve):
 
 
 def test_second_stop_leaves_the_closing_to_the_first(serve, monkeypatch):
-    """While one is in the server's server_close, another waits for that."""
+    """While the first one is in the program's server_close, the second one waits for that."""
     closing, asked = threading.Event(), threading.Event()
     calls = []
 

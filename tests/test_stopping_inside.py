@@ -43,7 +43,7 @@ def test_stop_from_a_handler_ends_the_others_but_not_itself(serve, method):
 
 
 def test_handlers_that_stop_at_once_do_not_wait_for_each_other(serve):
-    """Two handlers and the main thread stop at once: nobody waits for a time-out."""
+    """Two handlers and the main thread stop at once, and nobody waits for a time-out."""
     barrier = threading.Barrier(3)
     reports: list[StopReport] = []
 
@@ -90,7 +90,7 @@ def test_stop_from_the_serving_thread_does_not_wait_for_it(serve, method, hook):
 
 
 def test_survivors_of_a_handlers_stop_do_not_include_itself(serve):
-    """The caller from inside is told of the others only."""
+    """The report of a caller from inside names the others only."""
     gate = Gate()
     reports = []
 
@@ -119,7 +119,7 @@ def test_survivors_of_a_handlers_stop_do_not_include_itself(serve):
 
 
 def test_handler_that_stops_is_not_cut_by_its_own_stop(serve):
-    """The force spares the connections of those who wait for it."""
+    """Cutting the connections spares those whose handlers wait for the stop."""
     sending = threading.Event()
 
     class Handler(ClientHandler):

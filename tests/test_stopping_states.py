@@ -25,7 +25,7 @@ def test_stop_before_start_closes(ending):
 
 
 def test_shutdown_before_serve_forever_ends_the_next_one():
-    """As in socketserver: a loop that is on its way in a new thread is ended, whoever comes first."""
+    """A loop that is on its way in a new thread is ended, whoever comes first, as in socketserver."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         server.shutdown()
         server.serve_forever()
@@ -35,7 +35,7 @@ def test_shutdown_before_serve_forever_ends_the_next_one():
 
 
 def test_stop_twice_finds_nothing_the_second_time(serve):
-    """A second stop is at once through."""
+    """The second stop has nothing to wait for."""
     server = serve(Echo)
     with connect(server) as client:
         client.sendall(b"x")
@@ -92,7 +92,7 @@ def test_serving_again_waits_for_the_stop_in_progress(serve, monkeypatch):
 
 
 def test_stop_while_starting_raises_in_start():
-    """A stop that comes between start() and the first accept is told there."""
+    """A stop that comes between start() and the first accept is an error of start()."""
     server: ThreadedTCPServer
 
     class Server(ThreadedTCPServer):
@@ -217,7 +217,7 @@ def test_survivor_that_a_stop_has_given_up_on_is_not_waited_for_again(serve, lea
 
 
 def test_survivor_is_waited_for_again_if_seconds_are_given(serve):
-    """Whoever gives seconds asks for it."""
+    """A stop with seconds of its own waits for what an earlier one has given up on."""
     gate, reports = Gate(), []
     server = serve(gate.handler)
     with connect(server):

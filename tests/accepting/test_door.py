@@ -108,7 +108,7 @@ def test_two_connections_let_two_threads_through_one_after_the_other(door, liste
 
 
 def test_shut_ends_every_wait_for_good(door, listener):
-    """Waits that have begun, and waits that begin later; also if a connection is pending."""
+    """It ends the waits that have begun and those that begin later, even if a connection is pending."""
     with Waiting(door, 3) as waiting:
         door.shut()
         door.shut()
@@ -130,14 +130,14 @@ def test_door_that_is_shut_while_a_thread_is_at_it_lets_no_other_through(door, l
 
 
 def test_wait_with_a_time_out_returns_when_it_is_up(door):
-    """It says that nobody came."""
+    """The wait returns False, since nobody came."""
     assert door.wait(0) is False
     assert door.wait(0.001) is False
 
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_listener_that_was_exchanged_is_the_one_that_is_waited_for(door, listener, closed):
-    """From the next `reopen` on; whether the old one has been closed or not."""
+    """The door follows the program at the next `reopen`, whether the old listener has been closed or not."""
     with socket.create_server(LOOPBACK) as other:
         with connect(listener.getsockname()), connect(listener.getsockname()):
             assert door.wait() is True
@@ -165,7 +165,7 @@ def test_listener_that_was_closed_is_no_error_for_the_thread_at_the_door(door, l
 
 @WITH_POLL
 def test_listener_that_is_known_to_be_closed_is_no_error_for_the_thread_at_the_door(door, listener):
-    """-1 stands for it."""
+    """The descriptor of a closed listener is -1."""
     with connect(listener.getsockname()):
         assert door.wait() is True
         listener.close()

@@ -36,7 +36,7 @@ def out_of(name):
 
 @pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
 def test_exhaustion_is_logged_and_waited_out(serve, caplog, name, monkeypatch):
-    """Out of descriptors or memory: one line, a pause, a count, and then the client is served."""
+    """If descriptors or memory run out, one line is logged, each failure counted, and the client served later."""
     monkeypatch.setattr(FailingOnce, "errors", [out_of(name) for _ in range(3)])
     monkeypatch.setattr(failures, "BACK_OFF", 0.001)
     server = serve(Echo, FailingOnce)
@@ -68,7 +68,7 @@ def test_back_off_ends_with_a_stop(serve, monkeypatch):
                                    ssl.SSLError(1, "no shared cipher"), ConnectionResetError(),
                                    OSError("turned away"), socket.gaierror(-2, "Name or service not known")])
 def test_connection_gone_before_its_accept_changes_nothing(serve, caplog, monkeypatch, error):
-    """The loop goes on, and counts it."""
+    """The loop goes on, and the failure is counted."""
     monkeypatch.setattr(FailingOnce, "errors", [error])
     server = serve(Echo, FailingOnce)
     assert ask(server) == b"ping\n"
@@ -132,7 +132,7 @@ def wait_for_loop(server):
 
 
 def test_broken_listener_in_the_background_reaches_the_excepthook(serve, monkeypatch):
-    """A loop that start() has begun fails as loudly, also if an idle handler thread finds out."""
+    """A loop that start() has begun fails as loudly, even if it is an idle handler thread that finds out."""
     seen = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.set())
     server = serve(Echo)

@@ -16,14 +16,14 @@ from ..tools import Echo, ask, connect, running, wait_until
 
 
 def test_start_returns_once_it_accepts():
-    """And says so with the server itself."""
+    """It returns the server itself, which serves the first client at once."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         assert server.start() is server
         assert ask(server) == b"ping\n"
 
 
 def test_start_twice_is_an_error(serve):
-    """While it serves; the first goes on. serve_forever too."""
+    """While the server serves, neither start() nor serve_forever() can begin again, and the first loop goes on."""
     server = serve(Echo)
     for serving_again in (server.start, server.serve_forever):
         with pytest.raises(RuntimeError, match="already serving"):
@@ -32,7 +32,7 @@ def test_start_twice_is_an_error(serve):
 
 
 def test_start_while_starting_is_an_error():
-    """Between start() and the first accept."""
+    """The second start() comes between the first one and its first accept."""
     entered, release = threading.Event(), threading.Event()
 
     class Server(ThreadedTCPServer):
@@ -66,7 +66,7 @@ def a_loop():
 
 
 def test_idle_thread_whose_accept_brought_nobody_waits_for_the_next_client(a_loop):
-    """The connection was gone, say: that is no reason to end."""
+    """If the connection was gone, the thread does not end."""
     made, listener = a_loop
     answers = [None, None, "a client"]
 

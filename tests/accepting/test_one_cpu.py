@@ -32,7 +32,7 @@ def where(server, question=b"here\n"):
 
 
 def test_serving_and_handler_threads_are_kept_on_one_processor_until_the_loop_ends():
-    """The same one for all of them; the thread that serves has its own processors back afterwards."""
+    """It is the same one for all of them, and the serving thread has its own processors back afterwards."""
     everywhere, seen = os.sched_getaffinity(0), []
 
     class Server(ThreadedTCPServer):

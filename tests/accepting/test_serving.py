@@ -31,7 +31,7 @@ def test_loop_waits_without_a_time_out(serve, monkeypatch):
 
 
 def test_service_actions_are_called_at_each_poll():
-    """With the poll_interval that was given, as in socketserver."""
+    """The loop polls as often as the given poll_interval says, as in socketserver."""
     calls = []
 
     class Server(ThreadedTCPServer):
@@ -60,7 +60,7 @@ def test_mode_of_the_listener_is_not_restored(serve):
 
 
 def test_socket_replaced_before_serving_is_the_one_that_serves():
-    """Also after a server_close in __init__, as some programs have it."""
+    """Some programs close the server in their own __init__, and then assign another socket."""
     class Server(ThreadedTCPServer):
         """Brings its own socket."""
 
@@ -101,7 +101,7 @@ def test_listener_of_another_class_is_accepted_from(serve):
 
 
 def test_listener_that_cannot_tell_whether_it_listens_is_served(serve, monkeypatch):
-    """A platform without SO_ACCEPTCONN, or a listener that is no socket, is taken as it is; another is an error."""
+    """A platform without SO_ACCEPTCONN, or a listener that is no socket, is taken as it is."""
     class Listener:
         """Has no options."""
 
@@ -118,7 +118,7 @@ def test_listener_that_cannot_tell_whether_it_listens_is_served(serve, monkeypat
 
 
 def test_handle_request_serves_one_client_in_a_thread():
-    """Numbers and limits as in the loop."""
+    """Its clients are numbered as in the loop."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         for number in (1, 2):
             with connect(server) as client:
@@ -131,7 +131,7 @@ def test_handle_request_serves_one_client_in_a_thread():
 
 @pytest.mark.parametrize("timeouts", [(None, 0.001), (0.001, None), (0.001, GUARD)])
 def test_handle_request_without_a_client_calls_handle_timeout(timeouts):
-    """After the socket's or the server's time-out, whichever is less."""
+    """It waits for the listening socket's time-out or the server's, whichever is less."""
     calls = []
 
     class Server(ThreadedTCPServer):
@@ -149,7 +149,7 @@ def test_handle_request_without_a_client_calls_handle_timeout(timeouts):
 
 
 def test_handle_request_on_an_overridden_loop_lets_start_return():
-    """A serve_forever of the program's own, on handle_request, starts and stops as well."""
+    """A program's own serve_forever, built on handle_request, starts and stops as well."""
     class Server(ThreadedTCPServer):
         """Loops itself."""
 
@@ -164,7 +164,7 @@ def test_handle_request_on_an_overridden_loop_lets_start_return():
 
 
 def test_handle_request_that_is_stopped_before_it_waits_returns(serve, monkeypatch):
-    """A stop in the serving thread itself, say in a signal handler while the workers start."""
+    """The serving thread itself may stop the server, for example in a signal handler while the workers start."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         monkeypatch.setattr(server._threaded_state.offloads, "open", lambda *arguments: server.shutdown())
         server.handle_request()

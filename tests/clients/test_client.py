@@ -15,7 +15,7 @@ from .conftest import make
 
 
 def test_client_tells_about_itself(serve):
-    """Number, address, thread, age, state, time and traffic."""
+    """It has a number, an address, a thread, an age, a state, a time and its traffic."""
     server = serve(Echo)
     before = datetime.now(timezone.utc) - timedelta(seconds=1)
     with connect(server) as connection:
@@ -38,7 +38,7 @@ def test_client_tells_about_itself(serve):
 
 
 def test_client_on_a_unix_socket_has_no_counts(tmp_path):
-    """Where the kernel cannot tell, it is None, in the statistics too."""
+    """If the kernel cannot tell, they are None, and so they are in the statistics."""
     path = str(tmp_path / "socket")
     with ThreadedUnixStreamServer(path, Echo).start() as server, connect(server) as connection:
         connection.sendall(b"x")
@@ -51,7 +51,7 @@ def test_client_on_a_unix_socket_has_no_counts(tmp_path):
 
 
 def test_disconnect_ends_one_client_only(serve):
-    """The other one is not touched; twice is as good as once; a gone client is left alone."""
+    """The other one is not touched, a second call changes nothing, and a client that has gone is left alone."""
     server = serve(Echo)
     with connect(server) as one, connect(server) as two:
         for connection in (one, two):
@@ -72,7 +72,7 @@ def test_disconnect_ends_one_client_only(serve):
 
 
 def test_disconnect_of_a_busy_handler_says_so(serve):
-    """A handler that is elsewhere goes on until it comes to its connection."""
+    """The handler goes on until it uses its connection, and its client is "disconnecting" until then."""
     gate = Gate(lambda handler: handler.request.sendall(b"x" * 10_000_000))
     server = serve(gate.handler)
     with connect(server) as connection:
@@ -86,7 +86,7 @@ def test_disconnect_of_a_busy_handler_says_so(serve):
 
 
 def test_send_to_a_gone_client_raises(serve):
-    """A ConnectionError, with its number."""
+    """It is a ConnectionError, which names the client by its number."""
     server = serve(Echo)
     with connect(server) as connection:
         connection.sendall(b"x")
@@ -253,7 +253,7 @@ def test_send_of_what_is_not_bytes_is_an_error_and_nothing_else(pair):
 
 
 def test_send_to_a_client_that_has_reset_raises_the_systems_error(pair):
-    """With its number and its name, as the handler itself would meet it."""
+    """The error is the one that the handler itself would meet."""
     outer, client = pair
     client._connection.request.shutdown(socket.SHUT_WR)
     with pytest.raises(BrokenPipeError) as raised:

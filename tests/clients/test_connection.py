@@ -62,8 +62,8 @@ def test_handler_that_closes_its_own_socket_is_left_alone(pair):
             client._end()
 
 
-def test_handler_that_closes_between_is_left_alone(pair, monkeypatch):
-    """The race itself: the request is closed, and its descriptor reused, as it is being duplicated."""
+def test_handler_that_closes_while_its_descriptor_is_duplicated_is_left_alone(pair, monkeypatch):
+    """The request is closed, and its descriptor is used again, while it is being duplicated."""
     outer, client = pair
     with socket.create_server(LOOPBACK) as listener, connect(listener.getsockname()) as other:
         innocent, _ = listener.accept()

@@ -14,7 +14,7 @@ from ..tools import Echo, ask, connect, receive_all, together
 
 
 def test_numbers_are_given_once_in_order(serve):
-    """1, 2, 3, also after clients have gone."""
+    """They go on after clients have gone: 1, 2, 3."""
     server = serve(Echo)
     for number in (1, 2, 3):
         with connect(server) as client:
@@ -27,7 +27,7 @@ def test_numbers_are_given_once_in_order(serve):
 
 
 def test_numbers_are_never_given_twice_by_several_threads():
-    """Adding from many threads at once, as programs with own accept loops do."""
+    """Programs with accept loops of their own may add clients from many threads at once."""
     registry = HandlerRegistry()
     clients = []
 
@@ -56,7 +56,7 @@ def test_snapshot_is_read_only_and_does_not_change(serve):
 
 
 def test_current_client_is_that_of_the_calling_thread(serve):
-    """In a handler its client; elsewhere None; for foreign handlers too."""
+    """A handler gets its own client; a thread that serves nobody gets None."""
     class Handler(ClientHandler):
         """Tells its number."""
 

@@ -82,7 +82,7 @@ def test_thread_serves_the_next_client_in_a_fresh_context(serve):
 
 
 def test_thread_serves_what_next_client_returns(pool):
-    """One client after the other, until there is none."""
+    """It serves one client after the other, until there is none."""
     served, clients = [], [a_client(2), a_client(3), None]
     pool.serve(a_client(1), lambda client: served.append((client.number, threading.get_ident())), daemon=True,
                next_client=lambda: clients.pop(0))
@@ -93,8 +93,8 @@ def test_thread_serves_what_next_client_returns(pool):
 
 
 @pytest.mark.parametrize("options", [{"reuse_threads": False}, {"daemon_threads": False}])
-def test_thread_each_where_reuse_is_off(serve, options):
-    """A new thread for each client; a thread that is no daemon never waits idle."""
+def test_client_gets_a_new_thread_if_reuse_is_off(serve, options):
+    """Threads do not serve twice then, and a thread that is no daemon never waits idle."""
     server = serve(WhoServes, **options)
     for _ in range(3):
         assert ask(server, b"?").endswith(b" fresh")
@@ -116,7 +116,7 @@ def test_program_that_does_not_stop_ends_all_the_same():
 
 
 def test_idle_threads_are_bounded(serve, monkeypatch):
-    """No more wait for a client than MAX_IDLE; the others end."""
+    """No more than MAX_IDLE threads wait for a client; the others end."""
     monkeypatch.setattr("threaded_echo.hooks.MAX_IDLE", 2)
     server = serve(Echo)
     clients = [connect(server) for _ in range(5)]
@@ -175,7 +175,7 @@ def test_thread_that_cannot_start_costs_its_client_only(serve, monkeypatch, capl
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_exit_in_a_handler_goes_to_the_excepthook(serve, monkeypatch, error):
-    """Not to handle_error; it ends that thread and its client, and nothing else."""
+    """SystemExit and KeyboardInterrupt end the thread and its client, and handle_error is not called."""
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_type))
 
@@ -223,7 +223,7 @@ def test_error_in_handle_error_goes_to_the_excepthook(serve, monkeypatch):
 
 
 def test_thread_whose_start_is_interrupted_is_still_joined(pool, monkeypatch):
-    """Ctrl-C in Thread.start, when the thread runs already: its client is its own, and a stop finds it."""
+    """If Ctrl-C comes when the thread runs already, its client is its own, and a stop finds it."""
     start, release = threading.Thread.start, threading.Event()
 
     def interrupted(thread):
@@ -240,7 +240,7 @@ def test_thread_whose_start_is_interrupted_is_still_joined(pool, monkeypatch):
 
 
 def test_thread_whose_start_is_interrupted_before_it_runs_is_forgotten(pool, monkeypatch):
-    """Ctrl-C in Thread.start, ahead of the thread: nobody waits for it."""
+    """If Ctrl-C comes before the thread runs, nobody waits for it."""
     def interrupted(thread):
         raise KeyboardInterrupt
 
@@ -271,7 +271,7 @@ def test_threads_of_a_program_are_joined(serve):
 
 
 def test_backlog_takes_a_burst(serve):
-    """Connections that come at once wait in the kernel, more than socketserver's five."""
+    """More connections than socketserver's five wait in the kernel."""
     release = threading.Event()
 
     class Server(ThreadedTCPServer):

@@ -10,7 +10,7 @@ from ..tools import Echo, ask, connect, receive, receive_all
 
 
 def test_statistics_add_up(serve):
-    """accepted == live + finished + refused, and the bytes are those that passed."""
+    """The accepted clients are live, finished or refused, and the bytes are those that passed."""
     class Server(ThreadedTCPServer):
         """Refuses every third."""
 
@@ -39,7 +39,7 @@ def test_statistics_add_up(serve):
 
 
 def test_statistics_of_a_server_that_has_not_served():
-    """All zero."""
+    """Every count is zero."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         stats = server.stats()
         assert (stats.accepted, stats.bytes_received, stats.seconds_up) == (0, 0, 0.0)

@@ -132,8 +132,8 @@ def test_most_descriptors_of_a_message(monkeypatch):
             pickle_call(calls.write, (one, other), {})
 
 
-def test_socket_of_a_platform_that_cannot_send_it(monkeypatch):
-    """multiprocessing's own way is used, which ends with the interpreter."""
+def test_socket_on_a_platform_that_cannot_send_one_goes_multiprocessings_own_way(monkeypatch):
+    """What multiprocessing starts for that ends with the interpreter."""
     monkeypatch.setattr(messages, "_SENDS_DESCRIPTORS", False)
     monkeypatch.setitem(messages.ForkingPickler._extra_reducers, socket.socket, lambda each: (str, ("a socket",)))
     ours, theirs = socket.socketpair()

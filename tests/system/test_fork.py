@@ -55,7 +55,7 @@ with ThreadedTCPServer(("127.0.0.1", 0), Forks, drain_timeout=40).start() as ser
 
 @pytest.mark.parametrize("end", ["server.server_close()", "server.stop()", "server.shutdown(); server.server_close()"])
 def test_child_that_closes_its_copy_of_the_server_leaves_the_parents_alone(end: str) -> None:
-    """The usual idiom. It closes descriptors, and knows neither clients nor threads; the parent serves on."""
+    """The child closes its descriptors only, and knows neither clients nor threads; the parent serves on."""
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(end=end)], cwd=CHECKOUT, timeout=GUARD,
                           capture_output=True, text=True)
     assert done.stderr == ""

@@ -48,7 +48,7 @@ def wrap_tls(connection):
 
 
 def test_client_that_never_shakes_hands_holds_up_nobody(serve):
-    """Others are served meanwhile; a stop ends them all."""
+    """Others are served meanwhile, and a stop ends them all."""
     server = serve(Echo, TLSServer)
     with connect(server) as silent, connect_tls(server) as client:
         client.sendall(b"secret")
@@ -61,7 +61,7 @@ def test_client_that_never_shakes_hands_holds_up_nobody(serve):
 
 
 def test_client_that_speaks_no_tls_is_no_failure(serve, caplog):
-    """A failed handshake is told at info level, with the client's number."""
+    """A failed handshake is logged at info level, with the client's number."""
     caplog.set_level(logging.INFO, logger="threaded_echo")
     server = serve(Echo, TLSServer)
     with connect(server) as client:
@@ -85,7 +85,7 @@ def test_tls_client_that_vanishes_is_no_failure(serve, caplog):
 
 
 def test_connection_that_cannot_be_wrapped_is_gone():
-    """A connection reset before it was wrapped is told as such, and closed."""
+    """A connection that was reset before it could be wrapped is a ConnectionAbortedError, and is closed."""
     class Context:
         """Finds no peer."""
 
@@ -132,7 +132,7 @@ def test_handler_that_reads_to_the_end_gets_its_reply_out_when_the_server_stops(
 
 
 def test_other_sockets_are_no_tls():
-    """Told apart without importing ssl, and left alone."""
+    """They are told apart without importing ssl, and left alone."""
     with socket.socket() as plain:
         assert tls.as_tls(plain) is None
         tls.shake_hands(plain)
@@ -140,7 +140,7 @@ def test_other_sockets_are_no_tls():
 
 
 def test_verify_request_sees_a_tls_client_after_its_handshake(serve):
-    """As on socketserver's own servers, it may look at the client's certificate, say; it refuses, and is asked once."""
+    """As on socketserver's own servers, it may look at the client's certificate; it is asked once."""
     seen = []
 
     class Server(TLSServer):
