@@ -20,7 +20,7 @@ def test_stop_before_start_closes(ending):
     server = ThreadedTCPServer(LOOPBACK, Echo)
     getattr(server, ending)()
     for serving in (server.start, server.serve_forever, server.handle_request):
-        with pytest.raises(RuntimeError, match="closed"):
+        with pytest.raises(RuntimeError, match=r"closed and cannot serve again; shutdown\(\), in place of stop\(\)"):
             serving()
 
 

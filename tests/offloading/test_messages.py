@@ -122,7 +122,7 @@ def test_message_whose_descriptors_do_not_come_keeps_none():
         assert ours.recv(1) == b""
 
 
-def test_most_descriptors_of_a_message(monkeypatch):
+def test_message_with_too_many_descriptors_is_a_type_error(monkeypatch):
     """One byte says how many there are."""
     monkeypatch.setattr(messages, "MOST_DESCRIPTORS", 1)
     one, other = socket.socketpair()
