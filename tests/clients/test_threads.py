@@ -1,4 +1,4 @@
-"""The handler threads: reuse, what a handler raises, a thread that cannot start."""
+"""The handler threads of a server: reuse, what a handler raises, a thread that cannot start."""
 from __future__ import annotations
 
 import contextvars
@@ -14,10 +14,6 @@ import pytest
 
 from threaded_echo import ClientHandler, ThreadedTCPServer
 from threaded_echo.clients import threads
-from threaded_echo.clients.client import Client
-from threaded_echo.clients.period import Period
-from threaded_echo.clients.registry import HandlerRegistry
-from threaded_echo.clients.threads import HandlerThreads
 
 from ..conftest import LOOPBACK
 from ..tools import GUARD, Echo, ask, connect, receive_all, until, wait_until
@@ -35,42 +31,6 @@ class WhoServes(ClientHandler):
         return b"%d %s" % (threading.get_ident(), before)
 
 
-@pytest.fixture
-def pool():
-    """Handler threads without a server."""
-    registry = HandlerRegistry()
-    handler_threads = HandlerThreads(registry)
-    yield handler_threads
-    until(lambda: not handler_threads.running)
-    for thread in handler_threads.to_join()[0]:
-        thread.join(GUARD)
-
-
-def a_client(number=1):
-    """Make a client of nobody."""
-    return Client(number, object(), "nowhere", Period(), None)
-
-
-def serve_and_wait(pool, count=1, next_client=None):
-    """Serve so many clients at once, each in a new thread, and return the threads, once all clients have met."""
-    barrier = threading.Barrier(count + 1)
-    found = []
-
-    def serve(client):
-        found.append(threading.current_thread())
-        barrier.wait(GUARD)
-
-    for number in range(count):
-        pool.serve(a_client(number), serve, daemon=True, next_client=next_client)
-    barrier.wait(GUARD)
-    return found
-
-
-def until_idle(pool, count):
-    """Wait until so many threads are idle: they get there by themselves."""
-    until(lambda: pool.count() == (0, count))
-
-
 def test_thread_serves_the_next_client_in_a_fresh_context(serve):
     """A thread is used again, and finds nothing of the context of the client before."""
     server = serve(WhoServes)
@@ -81,24 +41,13 @@ def test_thread_serves_the_next_client_in_a_fresh_context(serve):
     assert len(set(replies)) < len(replies) and all(reply.endswith(b" fresh") for reply in replies)
 
 
-def test_thread_serves_what_next_client_returns(pool):
-    """It serves one client after the other, until there is none."""
-    served, clients = [], [a_client(2), a_client(3), None]
-    pool.serve(a_client(1), lambda client: served.append((client.number, threading.get_ident())), daemon=True,
-               next_client=lambda: clients.pop(0))
-    until_idle(pool, 0)
-    [thread] = pool.to_join()[0]
-    thread.join(GUARD)
-    assert served == [(number, thread.ident) for number in (1, 2, 3)]
-
-
 @pytest.mark.parametrize("options", [{"reuse_threads": False}, {"daemon_threads": False}])
 def test_client_gets_a_new_thread_if_reuse_is_off(serve, options):
     """Threads do not serve twice then, and a thread that is no daemon never waits idle."""
     server = serve(WhoServes, **options)
     for _ in range(3):
         assert ask(server, b"?").endswith(b" fresh")
-    until_idle(server._threaded_state.threads, 0)
+    until(lambda: server._threaded_state.threads.count() == (0, 0))
     assert server.stats().threads_idle == 0
 
 
@@ -126,31 +75,9 @@ def test_idle_threads_are_bounded(serve, monkeypatch):
     assert len(server._threads) == 5
     for client in clients:
         client.close()
-    until_idle(server._threaded_state.threads, 2)
+    until(lambda: server._threaded_state.threads.count() == (0, 2))
     assert len(server._threads) == 2
     assert ask(server) == b"ping\n"
-
-
-def test_ended_threads_are_forgotten(pool, monkeypatch):
-    """The list of ended threads, which a stop joins, does not grow with the clients."""
-    monkeypatch.setattr(threads, "_REAPED", 3)
-    for _ in range(20):
-        [thread] = serve_and_wait(pool)
-        thread.join(GUARD)
-    assert len(pool.to_join()[0]) <= 4
-
-
-def test_thread_that_cannot_start_is_forgotten(pool, monkeypatch):
-    """The error is the caller's; the pool stays as it was."""
-    def fail(thread):
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", fail)
-        with pytest.raises(RuntimeError):
-            pool.serve(a_client(), print, daemon=True)
-    assert not pool.running
-    serve_and_wait(pool)
 
 
 def test_thread_that_cannot_start_costs_its_client_only(serve, monkeypatch, caplog):
@@ -222,37 +149,6 @@ def test_error_in_handle_error_goes_to_the_excepthook(serve, monkeypatch):
     assert server.stats().failed == 2
 
 
-def test_thread_whose_start_is_interrupted_is_still_joined(pool, monkeypatch):
-    """If Ctrl-C comes when the thread runs already, its client is its own, and a stop finds it."""
-    start, release = threading.Thread.start, threading.Event()
-
-    def interrupted(thread):
-        start(thread)
-        raise KeyboardInterrupt
-
-    client = a_client()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            pool.serve(client, lambda client: wait_until(release), daemon=True)
-    assert list(pool.running) == [client.thread]
-    release.set()
-
-
-def test_thread_whose_start_is_interrupted_before_it_runs_is_forgotten(pool, monkeypatch):
-    """If Ctrl-C comes before the thread runs, nobody waits for it."""
-    def interrupted(thread):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(threads, "_START", 0.01)
-    client = a_client()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            pool.serve(client, print, daemon=True)
-    assert not pool.running and client.thread is None
-
-
 def test_threads_of_a_program_are_joined(serve):
     """What existing programs and tests do with socketserver's list of threads works, and a stop joins them."""
     server = serve(Echo)
@@ -300,16 +196,3 @@ def test_server_that_was_used_with_start_is_collected():
     del server
     gc.collect()
     assert found() is None
-
-
-def test_thread_that_ends_while_another_holds_the_lock_leaves_the_ended_ones_to_the_next(pool, monkeypatch):
-    """It waits for nobody, least of all for a stop."""
-    monkeypatch.setattr(threads, "_REAPED", 0)
-    with pool.registry.lock:
-        [first] = serve_and_wait(pool)
-        first.join(GUARD)
-        assert not first.is_alive()
-        assert pool.to_join()[0] == [first]
-    [second] = serve_and_wait(pool)
-    second.join(GUARD)
-    assert first not in pool.to_join()[0]
