@@ -8,7 +8,7 @@ import pytest
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer, current_client
 
 from .conftest import LOOPBACK
-from .tools import Echo, ask, connect, receive_all, subclass
+from .tools import Echo, ask, connect, receive_all, subclass, until
 
 
 def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serve, monkeypatch):
@@ -101,6 +101,7 @@ def test_reason_is_told_to_client_disconnected(serve):
     told = []
     server = serve(Echo, subclass(client_disconnected=lambda self, client: told.append(client.reason)))
     assert ask(server) == b"ping\n"
+    until(lambda: told)
     for end in ("disconnect", "stop"):
         with connect(server) as client:
             client.sendall(b"x")
@@ -111,4 +112,5 @@ def test_reason_is_told_to_client_disconnected(serve):
             else:
                 server.stop()
             assert receive_all(client) == b""
+        until(lambda: told[-1] == end)
     assert told == [None, "disconnect", "stop"]
