@@ -196,3 +196,13 @@ def test_server_that_was_used_with_start_is_collected():
     del server
     gc.collect()
     assert found() is None
+
+
+def test_server_that_was_used_with_run_is_collected():
+    """What waits for signals keeps nothing, either."""
+    server = ThreadedTCPServer(LOOPBACK, Echo)
+    server.run(0)
+    found = weakref.ref(server)
+    del server
+    gc.collect()
+    assert found() is None
