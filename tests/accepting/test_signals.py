@@ -89,10 +89,13 @@ def test_second_signal_before_the_first_ones_stop_has_begun_cuts_the_connections
 
 
 @pytest.mark.parametrize("signals_more", [0, 1])
-def test_exception_of_another_signal_handler_stops_the_server_and_is_raised(signals_more):
+def test_exception_of_another_signal_handler_stops_the_server_and_is_raised(monkeypatch, signals_more):
     """It is the caller's once everything has ended, for which a signal does not have to wait."""
     gate = Gate()
     server = server_of(gate.handler, drain_timeout=300)
+
+    waiting, wait = threading.Event(), signals._wait
+    monkeypatch.setattr(signals, "_wait", lambda *arguments: (waiting.set(), wait(*arguments)))
 
     def fail(number, frame):
         raise LookupError("by a signal")
@@ -100,6 +103,7 @@ def test_exception_of_another_signal_handler_stops_the_server_and_is_raised(sign
     def script():
         with connect(server):
             wait_until(gate.entered)
+            wait_until(waiting)
             send(signal.SIGUSR1)
             wait_until(server.stopping)
             for _ in range(signals_more):
