@@ -9,7 +9,7 @@ import pytest
 from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer
 
 from .conftest import LOOPBACK
-from .tools import GUARD, Echo, Gate, connect, receive_all, wait_until
+from .tools import GUARD, Echo, Gate, ask, connect, receive_all, wait_until
 
 
 @pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
@@ -180,3 +180,42 @@ def test_stop_from_outside_cuts_a_handler_whose_own_stop_is_over(serve):
         report = server.stop(drain=0.1, force=GUARD)
         wait_until(flooding)
     assert report.clean and server.stats().finished == 1
+
+
+@pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
+def test_stop_in_client_disconnected_does_not_wait_for_its_own_thread(serve, method):
+    """A hook that stops the server after the client has gone is in a handler's thread all the same."""
+    stopped = threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Serves one client."""
+
+        def client_disconnected(self, client):
+            """Stop."""
+            getattr(self, method)()
+            stopped.set()
+
+    server = serve(Echo, Server, drain_timeout=GUARD, force_timeout=0)
+    assert ask(server) == b"ping\n"
+    assert stopped.wait(GUARD / 2), "it has waited for itself"
+    assert server.stop().clean
+
+
+@pytest.mark.parametrize("method", ["stop", "server_close"])
+def test_background_thread_that_stops_behind_its_loop_is_joined_at_once(serve, monkeypatch, method):
+    """A serve_forever that closes the server in its ``finally`` and a stop do not wait for each other."""
+    monkeypatch.setattr("threaded_echo.stopping._TAIL", GUARD)
+
+    class Server(ThreadedTCPServer):
+        """Closes itself."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Serve, then close."""
+            try:
+                super().serve_forever(poll_interval)
+            finally:
+                getattr(self, method)()
+
+    for _ in range(20):
+        report = serve(Echo, Server).stop()
+        assert report.clean and report.seconds < GUARD / 2

@@ -289,3 +289,24 @@ def test_forked_process_has_a_copy_that_knows_no_clients(monkeypatch):
         vars(server)["_threaded_state"] = state
         client.sendall(b"y")
         assert client.recv(1) == b"y"
+
+
+def test_background_thread_that_goes_on_behind_its_loop_is_waited_for_and_reported(serve, caplog):
+    """What a program does at the end of its own serve_forever belongs to the serving."""
+    over, release = threading.Event(), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Takes its time to end."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Serve, then wait."""
+            super().serve_forever(poll_interval)
+            over.set()
+            wait_until(release)
+
+    server = serve(Echo, Server)
+    [survivor] = server.stop(0, 0).survivors
+    assert (survivor.client, survivor.thread.name) == (None, "threaded_echo serving")
+    wait_until(over)
+    release.set()
+    assert server.stop(GUARD).clean

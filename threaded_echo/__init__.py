@@ -1,4 +1,35 @@
-"""A threaded TCP server that stops, survives and computes: socketserver's, with a registry of its clients."""
+"""A threaded TCP server that stops, survives and computes: socketserver's, with a registry of its clients.
+
+Each client has a number and a thread of its own, so that a handler is plain blocking code:
+
+    from threaded_echo import LineHandler, ThreadedTCPServer
+
+    class Shout(LineHandler):
+        def process(self, line):            # bytes without the line end; returns the reply's bytes, or None
+            return line.upper()
+
+    if __name__ == "__main__":
+        server = ThreadedTCPServer(("127.0.0.1", 9999), Shout)
+        print(server.run())                 # serves until Ctrl-C or SIGTERM, then stops and reports
+
+*Servers.* `ThreadedTCPServer` and `ThreadedUnixStreamServer` take the options as keywords. `ThreadedMixIn` upgrades any
+server class that is built on socketserver: ``class Server(ThreadedMixIn, http.server.ThreadingHTTPServer)``. Its help
+documents the options. ``start()`` serves in a background thread, ``run()`` until a signal; ``clients`` maps the numbers
+of the live clients to `Client` objects, and ``stats()`` returns a `ServerStats`.
+
+*Handlers.* Any handler class written for socketserver runs unchanged. `ClientHandler` processes chunks, `LineHandler`
+lines, and `EchoHandler` sends back what comes. Other handlers find their client with `current_client`.
+
+*The stop.* ``stop()``, which leaving ``with server:`` calls, ends accepting, wakes each handler with an end of file,
+and waits ``drain_timeout`` seconds for them. Then it cuts the connections that are left, and waits ``force_timeout``
+seconds. It returns a `StopReport`, which names each `Survivor`: Python cannot end a thread from outside.
+
+*Computing.* ``self.offload(function, ...)`` runs a function in worker processes (``executor=2``) or in any executor,
+while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`.
+
+The package logs to the logger ``threaded_echo``. ``python3 -m threaded_echo`` runs an echo server, and
+``threaded_echo.examples`` has programs to start from. README.rst has the guarantees, the limits and the speed.
+"""
 from .errors import LineTooLong, OffloadRefused, ServerStopping, WorkerDied
 from .handlers import ClientHandler, EchoHandler, LineHandler
 from .observe.stats import ServerStats

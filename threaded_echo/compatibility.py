@@ -57,7 +57,7 @@ class ShutDownEvent:
         self._server._run_stop(remember=not self._server._threaded_state.loops.was_asked)
 
     def is_set(self) -> bool:
-        """Return whether nobody serves."""
+        """Return whether no loop is running."""
         return not self._server._threaded_state.loops.running
 
     def set(self) -> None:

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 
 class ServerStopping(RuntimeError):
-    """Raised in a handler whose offloaded call a stop has cancelled, and by every call after the stop."""
+    """Raised by an offloaded call that a stop has cancelled, and by every call that is made after the stop."""
 
 
 class OffloadRefused(RuntimeError):
-    """Raised if ``max_offloads`` calls are running or waiting already, and ``at_offload_limit`` is ``"refuse"``."""
+    """Raised by ``offload`` at the limit of calls that run or wait, if ``at_offload_limit`` is ``"refuse"``."""
 
 
 class WorkerDied(RuntimeError):

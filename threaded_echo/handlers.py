@@ -19,18 +19,18 @@ from .observe.logs import LogLimit
 logger = logging.getLogger("threaded_echo")
 
 _CHUNK, _LARGE_CHUNK = 16384, 65536
-"""Bytes to ask for at once, and after a chunk that was full. `recv` allocates them all: for small messages a large
-buffer costs more than it saves, and above 128 KiB the C library maps each one anew."""
+"""Bytes to receive at once, and the number after a chunk that was full. `recv` allocates the whole buffer: for small
+messages a large one costs more than it saves, and the C library maps each buffer above 128 KiB anew."""
 
-_TOGETHER = 0.001  # seconds that a reply may wait for those to the lines that came together with its own
+_TOGETHER = 0.001  # seconds that a reply may wait for the replies to lines that arrived with its own
 
 
 class ClientHandler(socketserver.BaseRequestHandler):
     """Serve a client by `process`, which a subclass overrides. Needs a server built on `ThreadedMixIn`.
 
     ``setup``, ``handle`` and ``finish`` mean what they mean in socketserver. ``self.client`` is the `Client`,
-    ``self.server`` the server, ``self.stopping`` the event that a stop sets: wait on it in place of sleeping. All of
-    this is there from before ``setup``, and all methods run in the handler's thread. The server closes the connection.
+    ``self.server`` the server, and ``self.stopping`` the event that a stop sets: wait on it instead of sleeping. They
+    are set before ``setup`` is called. All methods run in the handler's thread. The server closes the connection.
 
     Put last among the bases, it adds these to any other handler class: ``class App(BaseHTTPRequestHandler,
     ClientHandler)``. In an order in which it would hide that class's ``handle``, defining the class is a TypeError.
@@ -116,11 +116,11 @@ class LineHandler(ClientHandler):
     r"""Serve a client by `process`, called with each line. Needs a server built on `ThreadedMixIn`.
 
     A line ends with ``\n`` or ``\r\n``; one of more than ``max_line`` bytes, line end not counted, ends the client
-    with `LineTooLong`. A last line without an end is processed too if the client has ended its stream; never if the
-    server has (a stop, or `Client.disconnect`), since the client may not have sent the rest of it.
+    with `LineTooLong`. A last line without an end is also processed if the client has ended its stream, but
+    never if the server has (by a stop, or `Client.disconnect`), since the rest of the line may be missing.
 
-    Replies to lines that have arrived together are sent together, as long as that delays none by more than a
-    millisecond and the ``process`` that is running then: a hundred lines cost one system call, not a hundred.
+    Replies to lines that have arrived together are sent together, so that a hundred lines cost one
+    system call, not a hundred. That delays no reply by more than a millisecond and one call of ``process``.
     """
 
     max_line = 65536
@@ -138,7 +138,7 @@ class LineHandler(ClientHandler):
         length = 0
         while data := receive(size):
             size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
-            if data.find(b"\n") == len(data) - 1 <= limit and not rest:  # one whole line, as mostly
+            if data.find(b"\n") == len(data) - 1 <= limit and not rest:  # one whole line: the usual case
                 reply = process(data[:-2] if data.endswith(b"\r\n") else data[:-1])
                 if reply is not None:
                     send(self._ended(reply))
@@ -153,13 +153,13 @@ class LineHandler(ClientHandler):
             if tail:
                 rest.append(tail)
                 length += len(tail)
-                if length > limit + 1:  # it may be a carriage return that is one too many
+                if length > limit + 1:  # the byte above the limit may be a carriage return
                     raise self._too_long()
         if rest and self.client._has_ended_its_stream():
             self._process_lines([b"".join(rest)])
 
     def send(self, data: Any) -> None:
-        """Send all of ``data`` (bytes-like) to the client, after the replies that are ready.
+        """Send the replies that are ready, then all of ``data`` (bytes-like), to the client.
 
         Raises OSError if the client has gone. *Thread safety*: the handler's own thread; others use `Client.send`.
         """
@@ -167,7 +167,7 @@ class LineHandler(ClientHandler):
         self.client.send(data)
 
     def offload(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """As `ClientHandler.offload`; the replies that are ready are sent before."""
+        """Send the replies that are ready, then do as `ClientHandler.offload`."""
         self._flush()
         return super().offload(function, *args, **kwargs)
 
@@ -187,7 +187,7 @@ class LineHandler(ClientHandler):
                 if replies and time.monotonic() - oldest > _TOGETHER:
                     self._flush()
         except BaseException:  # whatever process raises; the replies to the lines before it are due all the same
-            with suppress(OSError):  # the handler's own error is the one to tell
+            with suppress(OSError):  # the handler's own error is the one to report
                 self._flush()
             raise
         self._flush()
@@ -263,5 +263,5 @@ class EchoHandler(ClientHandler):
 
 
 def printable(message: bytes) -> str:
-    """Decode a message for people: what is not printable text is escaped, so that it cannot drive a terminal."""
+    """Decode a message for people: what is not printable text is escaped, so that it cannot control a terminal."""
     return logs.printable(message.decode(errors="backslashreplace"))

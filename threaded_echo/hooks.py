@@ -1,8 +1,8 @@
 """The hooks of socketserver, in the order in which a client meets them: from its accept to its close.
 
 They stand between a program's class and socketserver's: a class above may override each with or without ``super()``,
-and a class below is called if it has its own. So a client is numbered when it is accepted, its thread is learnt where
-it first runs, and it is forgotten when its request is shut down or closed; each of these may happen twice.
+and a class below is called if it has its own. So a client is numbered when it is accepted, its thread is noted when
+that first runs, and it is forgotten when its request is shut down or closed; each of these may happen twice.
 """
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ class ClientHooks(_Base):
             self.process_request(client._connection.request, client.address)
 
     def _in_serving_thread(self, client: Client, take_on: Callable[[], object]) -> None:
-        """Call ``take_on``, whose failure costs this client only; see that a client is closed which it refuses."""
+        """Call ``take_on``. If it fails, or refuses the client, close that client only."""
         request = client._connection.request
         before = calling.client
-        calling.client = client  # until take_on returns: a stop in here must not wait for it
+        calling.client = client  # until take_on returns: a stop that it calls must not wait for this client
         try:
             take_on()
             if client._outcome != "refused":
@@ -125,7 +125,7 @@ class ClientHooks(_Base):
             self._judge(client, error)
             try:
                 self.handle_error(request, client.address)
-            except Exception:  # a program's own: it must not end the serving loop
+            except Exception:  # one of the program's own: it must not end the serving loop
                 self._log("failures of hooks", logging.ERROR, "client %d: handle_error has failed", client.number,
                           exc_info=True)
         except BaseException:  # an interrupt, or SystemExit of a hook: it ends the loop, and must not leave the client
@@ -183,7 +183,7 @@ class ClientHooks(_Base):
 
     def _serve(self, client: Client, handle: Callable[[Any, Any], None], request: Any, client_address: Any,
                closes: bool) -> None:
-        """Enter the service of a client, call ``handle``, and leave; ``closes``: the connection is closed then."""
+        """Enter the service of a client, call ``handle``, and leave; ``closes``: it also closes the connection."""
         before = calling.client
         calling.client = client
         entered = False
@@ -193,9 +193,9 @@ class ClientHooks(_Base):
                 handle(request, client_address)
         finally:
             if closes:
-                if not entered:  # refused, or a hook has raised what is not for us
+                if not entered:  # refused, or a hook has raised SystemExit or an interrupt
                     self.shutdown_request(request)
-                if client.state != "gone":  # an override has left the closing to nobody, or has closed it past us
+                if client.state != "gone":  # an override has not closed it, or not through our hooks
                     self._forget(client)
             client.thread = None
             calling.client = before
@@ -231,7 +231,7 @@ class ClientHooks(_Base):
         return False
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one client, whose exceptions end here, and close its connection."""
+        """Serve one client, handle the exceptions of its handler, and close its connection."""
         client = self._find(request)
         if client is not None and client.thread is None:  # in a thread of the program's own
             own = partial(ClientHooks.process_request_thread, self)
@@ -254,7 +254,7 @@ class ClientHooks(_Base):
         super().finish_request(request, client_address)
 
     def _follow(self, request: Any) -> bool:
-        """Take a request that a subclass has wrapped in this thread as its client's; False if its handshake fails."""
+        """Take a request that a subclass has wrapped as that of this thread's client; False if its handshake fails."""
         registry = self._threaded_state.registry
         client = calling.client
         if client is not None and registry.owns(client) and client._connection.is_taken_over():
@@ -285,32 +285,36 @@ class ClientHooks(_Base):
             logger.debug("%s went away: %s", name, error)
 
     def shutdown_request(self, request: Any) -> None:
-        """End and close a connection, and forget its client. In a thread that does not serve it: disconnect it."""
+        """Shut down and close a connection, and forget its client; in a thread that does not serve it, disconnect."""
         self._close(request, super().shutdown_request)
 
     def close_request(self, request: Any) -> None:
-        """Close a connection, and forget its client. In a thread that does not serve it: disconnect it."""
+        """Close a connection, and forget its client; in a thread that does not serve it, disconnect it."""
         self._close(request, super().close_request)
 
     def client_connected(self, client: Client) -> None:
-        """Do nothing; to override. Called in the handler's thread, ahead of the handler. Exceptions are logged."""
+        """Do nothing; a program may override it. Called in the handler's thread, before the handler.
+
+        An exception in it is logged, and the client is served all the same.
+        """
 
     def client_disconnected(self, client: Client) -> None:
-        """Do nothing; to override. Called after the connection is closed, in the thread that closed it.
+        """Do nothing; a program may override it. Called after the connection is closed, in the thread that closed it.
 
-        ``client.reason`` says why, if the server has ended it. Exceptions are logged.
+        ``client.reason`` says why, if the server has ended the connection. An exception in it is logged.
         """
 
     # What the hooks above have in common.
 
     def _close(self, request: Any, close: Callable[[Any], None]) -> None:
-        """Forget the client, then close its connection: whoever sees it closed finds that the client has gone."""
+        """Forget the client, then close its connection: its peer cannot see it closed before the client has gone."""
         client = self._find(request)
         if client is None:
             return close(request)
         thread = threading.current_thread()
         if client.thread is not thread and client.thread is not None:
-            # Closed from here, its handler would stay blocked. Ended, that returns, and its thread closes it.
+            # If it were closed here, its handler would stay blocked. Disconnected, the handler returns, and its
+            # thread closes the connection.
             return client.disconnect()
         self._leave(client, thread, close, request)
 
@@ -322,7 +326,7 @@ class ClientHooks(_Base):
     def _leave(self, client: Client, thread: threading.Thread, close: Callable[[Any], None], request: Any) -> None:
         """Take a client off the registry, close its connection, and call `client_disconnected`."""
         registry = self._threaded_state.registry
-        if isinstance(thread, HandlerThread):  # a stop waits for its end
+        if isinstance(thread, HandlerThread) and thread.is_of(registry):  # a stop waits for its end
             if registry.remove(client, thread.left):
                 try:
                     close(request)
@@ -352,11 +356,11 @@ class ClientHooks(_Base):
                           client.number, exc_info=True)
 
     def _log(self, kind: str, level: int, message: str, *arguments: object, **keywords: Any) -> None:
-        """Log what a client has caused; so many records of a kind, and then only their count."""
+        """Log what a client has caused, within the limit for records of that kind; the rest is counted."""
         self._threaded_state.logs.log(self.logs_per_client, kind, level, message, *arguments, **keywords)
 
     def _find(self, request: Any) -> Client | None:
-        """Find the live client of a request; mostly it is the one that the calling thread serves."""
+        """Find the live client of a request, which in most cases is the one that the calling thread serves."""
         client = calling.client
         if client is not None and client._connection.request is request and request is not None:
             return client
@@ -373,7 +377,7 @@ class ClientHooks(_Base):
         return client
 
     def _judge(self, client: Client | None, error: BaseException | None) -> Client | None:
-        """Count the client as failed, unless ``error`` comes of its going away; return it."""
+        """Count the client as failed, unless ``error`` means that it went away; return it."""
         if client is not None and not isinstance(error, ServerStopping):
             if not (means_gone(error) and client._connection.is_lost()):
                 client._fail()

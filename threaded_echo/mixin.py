@@ -25,11 +25,13 @@ from .state import ServerState
 if TYPE_CHECKING:
     from typing import Self
 
+_SOCKETSERVERS_THREADS: Any = getattr(socketserver, "_Threads", ())
+
 
 class ThreadedMixIn(ClientHooks):
-    """Serve each client in a thread of its own, numbered, with a stop that ends and joins them all.
+    """Serve each client, which has a number, in a thread of its own; a stop ends and joins them all.
 
-    For a class of socketserver's to come after it: ``class Server(ThreadedMixIn, http.server.HTTPServer)``.
+    It goes before a server class that is built on socketserver: ``class Server(ThreadedMixIn, HTTPServer)``.
 
     For the caller: ``start``, ``run``, ``serve_forever``, ``handle_request``; ``shutdown``, ``server_close``, ``stop``,
     or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``. To override:
@@ -67,10 +69,10 @@ class ThreadedMixIn(ClientHooks):
     # Serving.
 
     def start(self) -> Self:
-        """Serve in a background thread, and return this server once it accepts.
+        """Serve in a background thread, and return this server once it accepts connections.
 
-        Raises RuntimeError if it is closed, is serving already or is stopped meanwhile, and whatever else kept it from
-        serving. `stop` joins the thread.
+        Raises RuntimeError if the server is closed, is serving already, or is stopped meanwhile. Any other error that
+        keeps it from serving is raised here, too. `stop` joins the thread.
         """
         ServerState.of(self).loops.start(self.serve_forever)
         return self
@@ -78,11 +80,12 @@ class ThreadedMixIn(ClientHooks):
     def run(self, duration: float | None = None) -> StopReport:
         """Serve until SIGINT, SIGTERM or ``duration`` seconds, then stop as `stop` does; return its report.
 
-        A second signal cuts the connections at once, as ``stop(0)`` does. ``None``: no limit to the time. Returns, too,
-        when a handler or another thread stops the server. Raises, after the stop, whatever else has ended the serving
-        loop or has kept it from starting. What it does is logged at a level between info and warning.
+        ``duration``: ``None`` means no limit. A second signal cuts the connections at once, as ``stop(0)`` does. Also
+        returns when a handler or another thread stops the server. An error that ends the serving loop, or keeps it from
+        starting, is raised after the stop. The address, the stop and its report are logged between INFO and WARNING.
 
-        In another thread than the main one it obeys no signals. A signal that was ignored before stays ignored.
+        *Thread safety*: any thread, but signals are obeyed only in the main thread. A signal that the process ignores
+        stays ignored, as SIGINT is in a background job of a shell script.
         """
         if duration is not None:
             options.check_seconds("duration", duration)
@@ -92,8 +95,8 @@ class ThreadedMixIn(ClientHooks):
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Serve in this thread until `shutdown`, `server_close` or `stop`.
 
-        Wakes only for a connection or a stop; every ``poll_interval`` seconds as well if a subclass overrides
-        ``service_actions``. Raises RuntimeError if the server is closed, or serving already.
+        Wakes only for a connection or a stop. If a subclass overrides ``service_actions``, it also wakes every
+        ``poll_interval`` seconds. Raises RuntimeError if the server is closed, or is serving already.
         """
         below = super().serve_forever
         if below.__func__ is socketserver.BaseServer.serve_forever:  # type: ignore[attr-defined]
@@ -105,8 +108,8 @@ class ThreadedMixIn(ClientHooks):
     def handle_request(self) -> None:
         """Wait for one connection, and serve it in a handler thread.
 
-        Returns after a stop too, and calls ``handle_timeout`` after ``timeout`` seconds, the listening socket's or this
-        server's, whichever is less. Raises RuntimeError if the server is closed.
+        Also returns after a stop. Calls ``handle_timeout`` if no connection comes within ``timeout`` seconds (the
+        listening socket's or this server's, whichever is less). Raises RuntimeError if the server is closed.
         """
         below = super().handle_request
         if below.__func__ is socketserver.BaseServer.handle_request:  # type: ignore[attr-defined]
@@ -120,8 +123,8 @@ class ThreadedMixIn(ClientHooks):
         """End the serving loop, then wake, drain, cut and join every client. The listening socket stays bound.
 
         Takes at most ``drain_timeout + force_timeout`` seconds, and a moment for threads to return. Afterwards the
-        server can serve again. If no thread is in ``serve_forever``, the next call of that returns at once, as in
-        socketserver; `start` does serve.
+        server can serve again. If no thread is in ``serve_forever``, the next call of ``serve_forever`` returns at
+        once, as in socketserver, but `start` serves. *Thread safety*: as `stop`.
         """
         below = super().shutdown
         remember = below.__func__ is socketserver.BaseServer.shutdown  # type: ignore[attr-defined]
@@ -130,16 +133,21 @@ class ThreadedMixIn(ClientHooks):
         self._run_stop(remember=remember)
 
     def server_close(self) -> None:
-        """Close the listening socket, and end, drain, cut and join whatever is still live. May be called again."""
+        """Close the listening socket, and wake, drain, cut and join every client that is still live.
+
+        *Thread safety*: as `stop`.
+        """
         self._run_stop(close=super().server_close, at_once=True)
 
     def stop(self, drain: float | None = None, force: float | None = None) -> StopReport:
         """End everything: stop accepting, wake and drain the clients, cut those that are left, join the threads.
 
-        Waits at most ``drain`` and then ``force`` seconds; ``None``: `drain_timeout` and `force_timeout`. Joins a stop
-        that is in progress, and shortens it if seconds are given: ``stop(0)`` cuts at once. What an earlier stop has
-        given up on is not waited for again unless seconds are given. Never raises for what it could not end: the report
-        names it. *Thread safety*: any thread, any number of times; a handler that calls it is not waited for.
+        Waits at most ``drain`` seconds, and then at most ``force`` seconds; ``None`` stands for `drain_timeout` and
+        `force_timeout`. If a stop is in progress, this call joins it, and shortens it if seconds are given: ``stop(0)``
+        cuts at once. A thread that an earlier stop has given up on is waited for again only if seconds are given.
+
+        The report names what could not be ended; that is not an error. Closes the listening socket. *Thread safety*:
+        any thread, any number of times. A handler may call it, and is not waited for.
         """
         for name, seconds in (("drain", drain), ("force", force)):
             if seconds is not None:
@@ -157,9 +165,6 @@ class ThreadedMixIn(ClientHooks):
     def _run_stop(self, drain: float | None = None, force: float | None = None, *, remember: bool = False,
                   close: Callable[[], None] | None = None, at_once: bool = False) -> StopReport:
         state = ServerState.of(self)
-        # A process_request that was copied from socketserver keeps its threads in such a list of its own.
-        if isinstance(vars(self).get("_threads"), getattr(socketserver, "_Threads", ())):
-            state.threads.adopt(vars(self).pop("_threads"))
         try:
             return state.stopping.run((self.drain_timeout, self.force_timeout), drain, force, remember=remember,
                                       close=close, at_once=at_once)
@@ -176,10 +181,10 @@ class ThreadedMixIn(ClientHooks):
 
     @property
     def _BaseServer__shutdown_request(self) -> bool:  # noqa: N802 - socketserver's name
-        """Serve, and return True: socketserver's own loop asks this ahead of its first wait, and is then over."""
+        """Serve, and return True: socketserver's own loop reads this before its first wait, and then ends."""
         loops = ServerState.of(self).loops
         if sys._getframe(1).f_code is not socketserver.BaseServer.serve_forever.__code__:
-            return loops.was_asked  # somebody looks at the attribute
+            return loops.was_asked  # the program only reads the attribute
         serving.serve_forever(self, ServerState.of(self), loops.poll_interval)
         return True
 
@@ -200,14 +205,19 @@ class ThreadedMixIn(ClientHooks):
     def offload(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call ``function(*args, **kwargs)`` in the `executor`, and return its result; this thread waits.
 
-        Raises what the function does, with a worker's traceback as its cause; TypeError or ImportError if the call
-        cannot be sent to a worker process; `WorkerDied` if that ends in the middle; `ServerStopping` when a stop cuts
-        the connections, and afterwards; ConnectionAbortedError if the client's connection is reset or cut before the
-        call begins; `OffloadRefused` at the limit; OSError if there are no descriptors to wait with, or a worker cannot
-        be started. *Thread safety*: any thread; a handler uses its own ``self.offload``; a stop waits for handlers'
-        calls only. With ``executor=None`` a stop cannot interrupt the function: its handler is a survivor.
+        An exception of the function is raised here, with the worker's traceback as its cause. Also raises:
 
-        Dask takes equal calls for one and the same unless it is told otherwise: ``client.get_executor(pure=False)``.
+        - TypeError or ImportError if the call cannot be sent to a worker process;
+        - `WorkerDied` if the worker process ends in the middle of the call;
+        - `ServerStopping` when a stop cuts the connections, and for every later call;
+        - ConnectionAbortedError if the client's connection is reset or cut before the call begins;
+        - `OffloadRefused` at the limit, if `at_offload_limit` is ``"refuse"``;
+        - OSError if no descriptor is available to wait with, or a worker cannot be started.
+
+        *Thread safety*: any thread. In a handler, ``self.offload`` is the same. A stop waits only for the calls of
+        handlers. With ``executor=None`` a stop cannot interrupt the function, and its handler is a survivor.
+
+        Dask runs equal calls only once, unless the executor is made by ``client.get_executor(pure=False)``.
         """
         return self._threaded_state.offload(self, function, args, kwargs)
 
@@ -225,13 +235,24 @@ class ThreadedMixIn(ClientHooks):
 
     @NonDataProperty
     def stopping(self) -> threading.Event:
-        """Set when a stop begins; a new event when the server serves again. A handler waits on it instead of sleeping.
+        """The event that is set when a stop begins; there is a new one when the server serves again.
+
+        A handler waits on it instead of sleeping.
         """
         return self._threaded_state.stopping.period.stopping
 
-    @NonDataProperty
-    def _threads(self) -> ThreadList:
-        return ThreadList(self)
+    @property
+    def _threads(self) -> Any:
+        """What socketserver's mix-in keeps its threads in, and its ``process_request``, by name, adds its own to.
+
+        A program's own attribute of that name is left alone.
+        """
+        own = vars(self).get("_threads")
+        return ThreadList(self) if own is None or isinstance(own, _SOCKETSERVERS_THREADS) else own
+
+    @_threads.setter
+    def _threads(self, value: Any) -> None:
+        vars(self)["_threads"] = value
 
     def stats(self) -> ServerStats:
         """Take a snapshot of the counts. *Thread safety*: any thread. Costs about 2 µs for each live client."""

@@ -27,7 +27,7 @@ def _count(name: str, value: object) -> None:
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Raise TypeError or ValueError, naming ``name``, unless ``value`` is a number of seconds that can be waited."""
+    """Raise TypeError or ValueError, naming ``name``, unless ``value`` is a time in seconds that can be waited for."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if math.isnan(value) or not 0 <= value <= threading.TIMEOUT_MAX:
@@ -101,8 +101,8 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "seconds. The rest is counted, and the count is logged. None: no limit."),
 )}
 
-# Names of socketserver's. They are not in the mix-in's body, where they would hide what a program's class sets: see
-# `settle`.
+# Options of socketserver's own. They are not in the mix-in's body, where they would hide what a program's class sets:
+# see `settle`.
 _SOCKETSERVERS = ("allow_reuse_address", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
@@ -139,9 +139,9 @@ def documentation() -> str:
 
 
 def settle(server_class: type) -> None:
-    """Settle, on a new subclass of the mix-in, whose attributes win.
+    """Decide which class's attributes win on a new subclass of the mix-in.
 
-    What a program's class sets wins over this package's defaults, also where that class comes after the mix-in in the
+    What a program's class sets wins over this package's defaults, even if that class comes after the mix-in in the
     method resolution order, as in ``class Server(ThreadedMixIn, ExistingServer)``. socketserver's own values lose.
     """
     package = __name__.partition(".")[0]

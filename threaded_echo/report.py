@@ -18,13 +18,15 @@ _TRIES = 20  # to find a moment at which no other thread is running, a milliseco
 
 @dataclass(frozen=True, slots=True)
 class Survivor:
-    """A handler, or another thread, that was still running when a stop gave up on it."""
+    """A handler, or another thread, that was still running when a stop gave up on it. ``str()`` of it is for people.
+
+    - ``client``: its `Client`; ``None`` for a thread that serves none, such as the serving thread in a program's hook.
+    - ``stack``: the lines that it was running, outermost call first, as strings.
+    - ``thread``: its `threading.Thread`, if it has one.
+    """
 
     client: Client | None
-    """``None`` for a thread that serves no client: the serving thread in a program's hook, or a thread of the
-    program's own that was to be joined."""
     stack: tuple[str, ...]
-    """The lines where it was, outermost call first, as `traceback.format_stack` has them; empty if it had no thread."""
     thread: threading.Thread | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
@@ -35,20 +37,22 @@ class Survivor:
 
 @dataclass(frozen=True, slots=True)
 class StopReport:
-    """What a stop did. ``str()`` of it is for people."""
+    """What a stop did. ``str()`` of it is for people.
+
+    - ``drained``: clients whose handlers ended by themselves after they were woken.
+    - ``forced``: clients whose handlers ended after their connections were cut.
+    - ``survivors``: a tuple of `Survivor`: what was still running when the stop gave up on it.
+    - ``seconds``: how long the stop took.
+    """
 
     drained: int
-    """Clients whose handlers ended by themselves after they were woken."""
     forced: int
-    """Clients whose handlers ended after their connections were cut."""
     survivors: tuple[Survivor, ...]
-    """What was still running when the stop gave up on it."""
     seconds: float
-    """How long the stop took."""
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was left."""
+        """Whether there are no survivors."""
         return not self.survivors
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-from .accepting.loop import Loop, Loops
+from .accepting.loop import Background, Loop, Loops
 from .clients.client import Client
 from .clients.period import Period
 from .clients.registry import HandlerRegistry
@@ -32,6 +32,10 @@ from .report import StopReport, Survivor, stacks_of
 logger = logging.getLogger("threaded_echo")
 
 _TAIL = 1.0  # seconds for a thread that has nothing left to do but to return
+
+_LOOK = 0.1
+"""Seconds after which a stop looks again at what it waits for. A signal handler may call for a stop that shortens the
+one it has interrupted. If that was just about to wait, the notification is lost."""
 
 
 class Offloading(Protocol):
@@ -51,7 +55,7 @@ class _Stop:
     """A stop in progress. Its fields are guarded by the server's lock."""
 
     def __init__(self, drain: float, force: float, patient: bool, gone: int,
-                 background: threading.Thread | None) -> None:
+                 background: Background | None) -> None:
         self.started = time.monotonic()
         self.drain_until = self.started + drain
         self.force = force
@@ -79,7 +83,7 @@ class _Stop:
                 self.force_until = min(self.force_until, now + force)
 
     def go_on(self) -> None:
-        """Be led by the calling thread: the leader was inside, or was interrupted."""
+        """Make the calling thread the leader."""
         self.leader = threading.current_thread()
         self.is_over = False
 
@@ -151,8 +155,7 @@ class Stopping:
                 if close is not None and not (is_nested and at_once):
                     stop.to_close.append(close)
                     close = None
-                serves = self._registry.owns(client) or any(loop.thread is me for loop in self._loops.running)
-                if serves and not is_nested:
+                if self._is_awaited(stop, me, client) and not is_nested:
                     stop.inside[me] = stop.called_inside[me] = client
                     self._registry.awaited = len(stop.inside) + len(self._given_up)
             if is_nested:  # server_close() in the middle of a stop(), or a stop in a signal handler
@@ -165,6 +168,11 @@ class Stopping:
             if report is not None:
                 return report
             followed = stop
+
+    def _is_awaited(self, stop: _Stop, me: threading.Thread, client: Client | None) -> bool:
+        """Return whether a stop waits for the calling thread, which may have left its client or its loop already."""
+        return (me in self._threads.running or me is stop.background or self._registry.owns(client)
+                or any(loop.thread is me for loop in self._loops.running))
 
     def _make_locked(self, defaults: tuple[float, float], drain: float | None, force: float | None,
                      remember: bool) -> _Stop:
@@ -192,7 +200,7 @@ class Stopping:
         inside = me in stop.inside
         try:
             self._offloads.interrupt_open()
-            for client in self._registry.clients():  # who comes later is woken as it comes
+            for client in self._registry.clients():  # a later one is woken as it is listed
                 client._wake()
             self._wait(lambda: self._loops_over(stop, me), lambda: max(stop.until(), stop.started + _TAIL))
             self._close(stop)
@@ -246,7 +254,7 @@ class Stopping:
             stop.force_until = time.monotonic() + stop.force
             spared = set(stop.inside.values())
         self.period.force()
-        self._offloads.give_up()  # first: the calls shall meet the stop, not a client that has gone
+        self._offloads.give_up()  # first, so that the calls end by ServerStopping, not by a client that has gone
         for client in self._registry.clients():
             if client not in spared:
                 client._cut("stop")
@@ -259,7 +267,7 @@ class Stopping:
         self._wait(lambda: all(thread.client is not None for thread in self._threads.running.copy()), lambda: tail)
         ended, adopted = self._threads.to_join()
         with self._registry.lock:
-            if stop.background is not None and all(loop.thread is not stop.background for loop in self._loops.running):
+            if stop.background is not None and stop.background.is_over:
                 ended.append(stop.background)
         for thread in ended:
             _join_one(thread, tail)
@@ -276,7 +284,7 @@ class Stopping:
         try:
             with self._registry.lock:
                 while not (stop.is_over or inside and not stop.to_close and self._is_quiet(stop, inside)):
-                    self._registry.changed.wait()  # the leader's time is bounded, and so is this
+                    self._registry.changed.wait(_LOOK)  # the leader's time is bounded, and so is this
             if stop.to_close:  # added when the leader was through with it
                 return None
             return self._report(stop, inside) if inside else stop.report
@@ -295,7 +303,7 @@ class Stopping:
                 remaining = until() - time.monotonic()
                 if remaining <= 0:
                     return False
-                self._registry.changed.wait(remaining)
+                self._registry.changed.wait(min(remaining, _LOOK))
         return True
 
     def _loops_over(self, stop: _Stop, me: threading.Thread) -> bool:
@@ -309,6 +317,8 @@ class Stopping:
             spared.update(self._given_up)
         if any(loop.thread not in spared for loop in self._loops.running):
             return False
+        if stop.background is not None and not (stop.background.is_over or stop.background in spared):
+            return False
         if not spared.issuperset(self._threads.running.copy()):
             return False
         return not self._registry.closing and all(client.thread in spared or client in spared_clients
@@ -321,7 +331,7 @@ class Stopping:
         with self._registry.lock:
             ended = self._registry.gone() - stop.gone_before
             drained = ended if stop.force_until is None else stop.drained
-            left = self._left(set(stop.called_inside) if inside else set())
+            left = self._left(stop, set(stop.called_inside) if inside else set())
         stacks = stacks_of([thread for _, thread in left]) if with_stacks else {}
         survivors = tuple(Survivor(client, stacks.get(thread, ()) if thread else (), thread) for client, thread in left)
         if log:
@@ -331,7 +341,7 @@ class Stopping:
             self._given_up.update(thread for _, thread in left if thread is not None)
         return StopReport(drained, ended - drained, survivors, time.monotonic() - stop.started)
 
-    def _left(self, spared: set[threading.Thread]) -> list[tuple[Client | None, threading.Thread | None]]:
+    def _left(self, stop: _Stop, spared: set[threading.Thread]) -> list[tuple[Client | None, threading.Thread | None]]:
         """Find what still runs: clients and their threads, then threads without a client."""
         left: dict[Client, threading.Thread | None] = {client: client.thread
                                                        for client in self._registry.clients()}
@@ -344,6 +354,8 @@ class Stopping:
             if thread not in spared]
         known = {thread for _, thread in found} | spared
         others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1]
+        if stop.background is not None and not stop.background.is_over:
+            others.append(stop.background)
         found += [(None, thread) for thread in dict.fromkeys(others)
                   if thread.is_alive() and thread not in known and thread is not threading.current_thread()]
         return found

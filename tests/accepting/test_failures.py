@@ -118,7 +118,7 @@ def break_listener(server):
 def test_broken_listener_ends_the_loop_loudly(caplog):
     """Its error is logged and raised, and the server can still be stopped."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
-        breaking = threading.Thread(target=lambda: (wait_for_loop(server), break_listener(server)))
+        breaking = threading.Thread(target=lambda: (wait_until_it_accepts(server), break_listener(server)))
         breaking.start()
         with pytest.raises(OSError):
             server.serve_forever()
@@ -126,9 +126,9 @@ def test_broken_listener_ends_the_loop_loudly(caplog):
     assert "the serving loop ends" in caplog.text
 
 
-def wait_for_loop(server):
-    """Wait until a thread is in serve_forever; there is no event for that."""
-    until(lambda: server._threaded_state.loops.running)
+def wait_until_it_accepts(server):
+    """Wait until a thread in serve_forever accepts; there is no event for that."""
+    until(lambda: server.stats().seconds_up)
 
 
 def test_broken_listener_in_the_background_reaches_the_excepthook(serve, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +13,7 @@ from threaded_echo import LineHandler, ThreadedTCPServer
 
 from .. import calls
 from ..conftest import LOOPBACK
-from ..tools import ask, connect, receive_all, running
+from ..tools import ask, connect, receive_all, running, wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the platform has no processor affinity")
 
@@ -33,7 +34,7 @@ def where(server, question=b"here\n"):
 
 def test_serving_and_handler_threads_are_kept_on_one_processor_until_the_loop_ends():
     """It is the same one for all of them, and the serving thread has its own processors back afterwards."""
-    everywhere, seen = os.sched_getaffinity(0), []
+    everywhere, seen, polled = os.sched_getaffinity(0), [], threading.Event()
 
     class Server(ThreadedTCPServer):
         """Notes where its loop runs."""
@@ -41,10 +42,12 @@ def test_serving_and_handler_threads_are_kept_on_one_processor_until_the_loop_en
         def service_actions(self):
             """Look."""
             seen.append(os.sched_getaffinity(0))
+            polled.set()
 
     with Server(LOOPBACK, WhereItRuns, one_cpu=True) as server:
         def clients():
             seen.extend(where(server) for _ in range(3))
+            wait_until(polled)
             server.shutdown()
 
         with running(clients):

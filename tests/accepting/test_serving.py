@@ -176,3 +176,22 @@ def test_platform_that_cannot_unblock_by_descriptor_serves(serve, monkeypatch):
     monkeypatch.delattr(os, "set_blocking")
     server = serve(Echo)
     assert ask(server) == b"ping\n" and os.get_blocking(server.fileno())
+
+
+def test_socket_replaced_by_one_with_the_same_descriptor_is_followed(serve):
+    """Closed before the other one is opened, it leaves its number to that."""
+    class Server(ThreadedTCPServer):
+        """Opens its socket anew when the first client has come."""
+
+        def verify_request(self, request, client_address):
+            """Close, and listen again."""
+            if not self.stats().finished and self.stats().accepted == 1:
+                number = self.fileno()
+                self.socket.close()
+                self.socket = socket.create_server(self.server_address)
+                assert self.fileno() == number
+            return True
+
+    server = serve(Echo, Server)
+    for _ in range(3):
+        assert ask(server) == b"ping\n"

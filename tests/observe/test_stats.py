@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import sys
 
-from threaded_echo import ThreadedTCPServer, current_client
+from threaded_echo import ClientHandler, ThreadedTCPServer, current_client
 
 from ..conftest import LOOPBACK
 from ..tools import Echo, ask, connect, receive, receive_all
@@ -43,3 +43,29 @@ def test_statistics_of_a_server_that_has_not_served():
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         stats = server.stats()
         assert (stats.accepted, stats.bytes_received, stats.seconds_up) == (0, 0, 0.0)
+
+
+def test_client_refused_in_a_handler_of_another_server_is_counted_by_its_own(serve):
+    """A handler that accepts for a second server does not mix up the counts of both."""
+    class Refusing(ThreadedTCPServer):
+        """Turns everybody away."""
+
+        def verify_request(self, request, client_address):
+            """Refuse."""
+            return False
+
+    class Handler(ClientHandler):
+        """Accepts for the other server."""
+
+        def process(self, data):
+            """Accept."""
+            other.handle_request()
+            return data
+
+    with Refusing(LOOPBACK) as other:
+        server = serve(Handler)
+        with connect(other):
+            assert ask(server) == b"ping\n"
+        assert (other.stats().accepted, other.stats().refused) == (1, 1)
+        assert server.stop().clean
+        assert (server.stats().accepted, server.stats().finished, server.stats().refused) == (1, 1, 0)

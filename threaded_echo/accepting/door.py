@@ -43,7 +43,7 @@ class Door(Protocol):
 class EpollDoor:
     """Idle threads wait in one epoll object, and the kernel lets one of them through for each connection.
 
-    The listener is registered with ``EPOLLONESHOT`` (epoll_ctl(2)): after one thread has been told of it, nobody is
+    The listener is registered with ``EPOLLONESHOT`` (epoll_ctl(2)): after it has woken one thread, it wakes none
     until `reopen`, which lets the next thread through at once if a connection is pending already. Nothing is handed
     over between threads. In practice the thread that came last is let through first, while its stack is warm.
     """
@@ -58,7 +58,7 @@ class EpollDoor:
 
     def wait(self, timeout: float | None = None) -> bool:
         """As `Door.wait`."""
-        # Room for one event: a thread takes the listener or the waker, never the one and forgets the other.
+        # One event at a time: a thread that got both could take the listener's and lose the waker's.
         for descriptor, _ in self._epoll.poll(timeout, 1):
             return descriptor == self._listener and not self._is_shut
         return False
@@ -68,9 +68,12 @@ class EpollDoor:
         if listener == self._listener:
             try:
                 self._epoll.modify(listener, _ONE)
-            except OSError:  # another thread has just closed it: nobody gets in, until a stop
+            except FileNotFoundError:  # the program has replaced it by one with the same descriptor
+                with suppress(OSError):  # as below
+                    self._epoll.register(listener, _ONE)
+            except OSError:  # another thread has just closed it: no client is accepted until a stop
                 pass
-        elif listener >= 0:  # the program has exchanged it
+        elif listener >= 0:  # the program has replaced it
             with suppress(OSError):  # the old one is closed, which has taken it out
                 self._epoll.unregister(self._listener)
             self._listener = listener
@@ -125,7 +128,7 @@ class PollDoor:
 
     def reopen(self, listener: int) -> None:
         """As `Door.reopen`."""
-        if listener != self._listener and listener >= 0:  # the program has exchanged it
+        if listener != self._listener and listener >= 0:  # the program has replaced it
             if self._poll is not None:
                 self._poll.unregister(self._listener)
                 self._poll.register(listener, select.POLLIN)

@@ -42,12 +42,12 @@ class AcceptFailures:
         self._logged = -_LOG_INTERVAL  # time.monotonic() of the last line
 
     def meet(self, error: OSError, server: Any, stopping: threading.Event, is_own: bool) -> None:
-        """Return to go on after an error of ``get_request``; raise it if the listener itself is broken.
+        """Decide what an error of ``get_request`` means: return to continue; raise it if the listener itself is broken.
 
-        ``is_own``: a program's own ``get_request`` has raised, which has taken the connection off the queue.
+        ``is_own``: the error is that of a program's own ``get_request``, which has taken the connection off the queue.
         """
         if server.fileno() < 0 or isinstance(error, (BlockingIOError, InterruptedError)):
-            return  # our own close; somebody else was faster
+            return  # our own close; another thread or process was faster
         if isinstance(error, TimeoutError) and error.errno is None:
             return  # the listener has a time-out of the program's
         self.count += 1

@@ -4,8 +4,8 @@ Guarantees:
 
 - A loop wakes for a connection or a stop, and for nothing else (unless it was given a time-out).
 - A stop is never missed: `Loops.stop_locked` marks every loop and shuts its door, which stays shut.
-- A loop that has ended leaves nobody at its door, which is shut. The last one to go closes it: the loop, or the last of
-  the handler threads that `attach` has counted, each until it ends.
+- A loop that has ended leaves no thread at its door, which is shut. The last one to go closes it: the loop, or the last
+  of the handler threads that `attach` has counted, each until it ends.
 """
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Loop:
         self._fileno: Callable[[], int] = lambda: -1
         self._door: Door | None = None  # guarded by the server's lock until the loop waits at it
         self._attached = 1  # the loop itself, and the handler threads that accept for it; guarded by the server's lock
-        self._error: BaseException | None = None  # what an idle thread has met at the door
+        self._error: BaseException | None = None  # an error that an idle thread has met at the door
 
     def open(self, fileno: Callable[[], int]) -> None:
-        """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may exchange."""
+        """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may replace."""
         self._fileno = fileno
         door = make_door(fileno()) if self.forever else PollDoor(fileno())
         with self._registry.lock:
@@ -62,7 +62,7 @@ class Loop:
             self._attached += 1
 
     def detach(self) -> None:
-        """Take note that one of them, or the loop, has ended."""
+        """Note that one of them, or the loop, has ended."""
         with self._registry.lock:
             self._attached -= 1
             closes = self._attached == 0
@@ -109,8 +109,10 @@ class Loop:
 class Background(threading.Thread):
     """The thread of `start`."""
 
-    def __init__(self, serve_forever: Callable[[], None]) -> None:
+    def __init__(self, serve_forever: Callable[[], None], changed: threading.Condition) -> None:
         super().__init__(name="threaded_echo serving", daemon=True)
+        self.is_over = False  # it has nothing left to do but to return; guarded by the server's lock
+        self._changed = changed
         self._serve_forever: Callable[[], None] | None = serve_forever
         self._over = threading.Event()  # the start, one way or the other
         self._accepts = False
@@ -118,7 +120,7 @@ class Background(threading.Thread):
 
     def run(self) -> None:
         """Serve; an error after the start goes to `threading.excepthook`."""
-        serve_forever, self._serve_forever = self._serve_forever, None  # or this thread keeps the server for ever
+        serve_forever, self._serve_forever = self._serve_forever, None  # not kept alive by this thread
         assert serve_forever is not None
         try:
             serve_forever()
@@ -128,13 +130,16 @@ class Background(threading.Thread):
             self._error = error
         finally:
             self._over.set()
+            with self._changed:
+                self.is_over = True
+                self._changed.notify_all()
 
     def is_starting(self) -> bool:
         """Return whether it neither accepts nor has failed yet."""
         return self.is_alive() and not self._over.is_set()
 
     def accepting(self) -> None:
-        """Tell the starter that it worked."""
+        """Tell `start` that this thread accepts."""
         self._accepts = True
         self._over.set()
 
@@ -171,7 +176,7 @@ class Loops:
             if self.in_forever_locked() or self.background is not None and self.background.is_starting():
                 raise RuntimeError(_ALREADY)
             self.ends_next = False
-            background = self.background = Background(serve_forever)
+            background = self.background = Background(serve_forever, self._registry.changed)
             # With the lock held, for the check above; it needs nothing but a thread that has not seen the lock yet.
             background.start()
         return background
@@ -187,7 +192,7 @@ class Loops:
         self.running.append(loop)
 
     def accepting(self) -> None:
-        """Take note that the calling thread accepts, and tell `start`."""
+        """Note that the calling thread accepts, and tell `start`."""
         with self._registry.lock:
             if self.since is None:
                 self.since = time.monotonic()

@@ -1,4 +1,4 @@
-"""Keeping the server's threads on one processor, and whatever they start off it.
+"""Keeping the server's threads on one processor, and what they start on all of them.
 
 With the GIL, one thread at a time runs anyway, and waking one on another processor costs more than that processor
 gives. A new thread, and a new process, inherits the processors of the thread that starts it (sched_setaffinity(2)).
@@ -26,7 +26,7 @@ class OneCpu:
             yield
             return
         allowed = os.sched_getaffinity(0)
-        # Several processes with a server each shall not all choose the same one.
+        # Several processes, each with a server, must not all choose the same one.
         chosen = sorted(allowed)[os.getpid() % len(allowed)]
         try:
             os.sched_setaffinity(0, {chosen})

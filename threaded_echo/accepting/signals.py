@@ -6,7 +6,7 @@ Guarantees:
   serves; a second one calls for a stop that cuts at once. So Ctrl-C and SIGTERM work in every state, also while the
   server starts or stops.
 - The handlers that were there before are restored, and a signal that was ignored stays ignored.
-- An exception of another signal handler stops the server, and is then the caller's.
+- An exception of another signal handler stops the server, and is then raised to the caller of `run`.
 """
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from ..transport.listeners import show_address
 logger = logging.getLogger("threaded_echo")
 
 _FIRST_WAIT = 0.1
-"""Seconds of the first wait for a signal; each is twice as long as the one before. A signal that comes in the moment
-just before a wait does not end it, and is noticed when that is over; an idle server hardly ever wakes up for this."""
+"""Seconds of the first wait for a signal; each is twice as long as the one before. A signal that comes just
+before a wait begins does not end that wait, and is noticed at its end. An idle server hardly ever wakes up for this."""
 
 
 def run(server: Any, state: Any, duration: float | None) -> Any:
     """Serve, and return the stop's report: see ``ThreadedMixIn.run``."""
     reasons: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # to stop: a signal's number; None: the loop has ended
     errors: list[BaseException] = []
+    reports: list[Any] = []
     signals = 0
 
     def serve() -> None:
@@ -51,18 +52,27 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
         signals += 1
         reasons.put(number)
         if signals > 1:
-            server._stop(0)  # joins the stop that is in progress, or in this very thread interrupts and hastens it
+            # It joins the stop that is in progress, or in this very thread interrupts and hastens it.
+            reports.append(server._stop(0))
 
     with handled(obey):
         logger.log(NOTICE, "listening on %s", show_address(server.server_address), extra={"event": "listening"})
-        state.loops.begin(serve)
+        stops = True
         try:
+            try:
+                state.loops.begin(serve)
+            except RuntimeError:  # it serves already, or there are no threads: it stays as it was
+                stops = False
+                raise
             _wait(reasons, duration)
             live = len(state.registry.live)
             logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s",
                        extra={"event": "stopping"})
         finally:  # an exception of another signal handler, too, stops the server
-            report = server._stop()
+            if stops:
+                reports.append(server._stop())
+        # A second signal's stop may have been over before the first one's began, which then found nothing to do.
+        report = max(reversed(reports), key=lambda report: report.drained + report.forced)
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
     if errors:
         raise errors.pop()

@@ -1,1 +1,1 @@
-"""The clients: who is live, their connections, the threads that serve them."""
+"""The clients: the live ones, their connections, and the threads that serve them."""

@@ -21,15 +21,16 @@ _LAST = ("disconnecting", "gone")
 
 
 class Client:
-    """One connection, from accept to close. The server makes it.
+    """One connection, from accept to close. Only the server makes clients; programs read these and set none:
+
+    - ``number``: 1, 2, 3 and so on; one server never uses a number twice.
+    - ``address``: the peer's address, as ``get_request`` has returned it: ``(host, port)`` on IPv4.
+    - ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after it has gone.
+    - ``reason``: why the server has disconnected or refused it; ``None`` if it has not. ``"stop"``;
+      ``"disconnect"``, if `disconnect` was called; ``"verify"``, if ``verify_request`` has refused it;
+      ``"handshake"``, if that of TLS has failed; ``"thread"``, if no thread could be started.
 
     *Thread safety*: every attribute and method may be used from any thread, also after the client has gone.
-
-    ``number``: 1, 2, 3 and so on; one server never uses a number twice. ``address``: what the server's ``get_request``
-    has returned for it. ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after
-    the client has gone. ``reason``: why the server has disconnected or refused it: ``"stop"``, ``"disconnect"``
-    (`disconnect` was called), ``"verify"`` (``verify_request`` has refused it), ``"handshake"`` (TLS), ``"thread"`` (no
-    thread could be started for it); ``None`` if the server has not ended it.
     """
 
     __slots__ = ("number", "address", "thread", "reason", "_connection", "_period", "_registry", "_lock", "_phase",
@@ -50,7 +51,7 @@ class Client:
         self._phase = "accepted"
         self._outcome: str | None = None
         self._announced = False  # client_connected has been called
-        self._ended_its_stream = False  # by itself, before the server has ended it
+        self._ended_its_stream = False  # the client itself, before the server has
         self._counted = False  # guarded by the server's lock: its outcome is in the registry's totals
         self._logs: Any = None  # the bound on what is logged about it, once anything is
         self._accepted = time.monotonic()
@@ -62,19 +63,20 @@ class Client:
 
     @property
     def connected_at(self) -> datetime:
-        """When the client was accepted, in UTC."""
+        """The time at which the client was accepted: an aware `datetime.datetime` in UTC."""
         return datetime.fromtimestamp(self._accepted_at, timezone.utc)
 
     @property
     def age(self) -> float:
-        """Seconds since the client was accepted; after it has gone, the seconds that it stayed."""
+        """Seconds since the client was accepted; after it has gone, the seconds for which it was connected."""
         return (self._ended or time.monotonic()) - self._accepted
 
     @property
     def state(self) -> str:
         """``"accepted"``, ``"handshaking"``, ``"serving"``, ``"computing"``, ``"disconnecting"`` or ``"gone"``.
 
-        ``"computing"`` while its handler waits for a call that it has offloaded.
+        It is ``"computing"`` while the handler waits for a call that it has offloaded, and ``"disconnecting"`` after
+        the server has cut the connection, until the handler has ended.
         """
         return self._phase
 
@@ -92,16 +94,16 @@ class Client:
 
     @property
     def idle(self) -> float | None:
-        """Seconds since a byte passed either way; ``None`` if the platform cannot tell."""
+        """Seconds since a byte passed in either direction; ``None`` if the platform cannot tell."""
         traffic = self._connection.traffic()
         return traffic and traffic.idle
 
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like), and return when the kernel has taken it.
 
-        Raises OSError, mostly a ConnectionError, if the client has gone or goes meanwhile, if its TLS handshake is not
-        done yet, and after an earlier send has failed, since that may have sent a part of its message. Blocks while the
-        client reads nothing. *Thread safety*: any thread; whole sends by several threads never interleave.
+        Blocks while the client reads nothing. Raises OSError, in most cases a ConnectionError, if the client has gone
+        or goes meanwhile, or if its TLS handshake is not done yet. After a send that has failed, which may have sent a
+        part of its message, every later one raises, too. *Thread safety*: any thread; whole sends never interleave.
         """
         try:
             self._connection.send(data)
@@ -113,15 +115,15 @@ class Client:
     def disconnect(self) -> None:
         """End the connection in both directions, at once.
 
-        Its handler meets end of file, or an error if it sends, and ends by itself; the client sees end of file. Does
-        not wait for that. *Thread safety*: any thread, any number of times.
+        The client sees end of file. So does its handler, or an error if it sends, and it then ends by itself; this does
+        not wait for it. *Thread safety*: any thread, any number of times.
         """
         self._cut("disconnect")
 
     # The transitions. They are the server's.
 
     def _begin(self, thread: threading.Thread, phase: str) -> None:
-        """Be served by ``thread``; ``phase`` is what it begins with, ``"handshaking"`` or ``"serving"``."""
+        """Set the thread that serves the client, and its first phase: ``"handshaking"`` or ``"serving"``."""
         with self._lock:
             if self._phase != "gone":
                 self.thread = thread
@@ -129,7 +131,7 @@ class Client:
                     self._phase = phase
 
     def _move(self, phase: str) -> None:
-        """Go on to ``"serving"`` or ``"computing"``, unless the end has begun."""
+        """Set the phase to ``"serving"`` or ``"computing"``, unless the client is being disconnected."""
         with self._lock:
             if self._phase not in _LAST:
                 self._phase = phase
@@ -153,26 +155,26 @@ class Client:
         self._connection.cut()
 
     def _end_for(self, reason: str) -> None:
-        """Note the reason ahead of the end of stream, so that the handler knows whose end of stream it sees."""
+        """Set the reason before the stream ends, so that the handler knows which side has ended it."""
         if self.reason is None:
             self._ended_its_stream = has_ended_its_stream(self._connection.request)
             self.reason = reason
 
     def _refuse(self, reason: str) -> None:
-        """Be turned away before a handler."""
+        """Note that the client is turned away before a handler has served it."""
         with self._lock:
             self.reason = self.reason or reason
             self._outcome = "refused"
 
     def _fail(self, reason: str | None = None) -> None:
-        """Take note that its handler has failed, or could not start."""
+        """Note that the handler has failed, or could not start."""
         with self._lock:
             self.reason = self.reason or reason
             if self._outcome is None:
                 self._outcome = "failed"
 
     def _end(self) -> bool:
-        """Be gone: the connection is about to be closed. False if it was gone already."""
+        """Note that the client has gone: its connection is about to be closed. False if it had gone already."""
         self._connection.end_sends()
         with self._lock:
             if self._phase == "gone":
@@ -184,7 +186,7 @@ class Client:
             self._ended = time.monotonic()
         return True
 
-    # What the server asks.
+    # What the server reads.
 
     def _has_failed(self) -> bool:
         return self._outcome == "failed"

@@ -2,9 +2,9 @@
 
 Guarantees:
 
-- The thread that serves or refuses a client closes its connection. Whatever another thread does to a connection reaches
-  that one or none, even if its descriptor has been given to a new connection meanwhile (see `Connection.shut` and
-  `Connection.end_sends`).
+- The thread that serves or refuses a client closes its connection. Whatever another thread does to a connection affects
+  that connection or nothing, even if its descriptor has been given to a new connection meanwhile (see
+  `Connection.shut` and `Connection.end_sends`).
 - Whole sends never interleave, and after one that has failed, perhaps in the middle, every later one raises.
 
 Order of locks: `sending`, then the client's lock. Neither is held together with the server's lock.
@@ -24,7 +24,7 @@ from ..transport.tcp_info import Traffic, read_traffic
 
 _HANDSHAKE = "its TLS handshake is not done yet"
 
-# What the kernel reports of a peer that has vanished from the network, beside the kinds of ConnectionError.
+# What the kernel reports if a peer has vanished from the network, besides the subclasses of ConnectionError.
 _VANISHED = frozenset(getattr(errno, name) for name in ("ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN")
                       if hasattr(errno, name))
 
@@ -75,7 +75,7 @@ class Connection:
                 raise
 
     def allow_sending(self) -> None:
-        """Let sends through from now on: the handshake is done."""
+        """Allow sends from now on, since the handshake is done."""
         if self._unsendable is _HANDSHAKE:
             self._unsendable = None
 
@@ -134,12 +134,12 @@ class Connection:
             return self._descriptor >= 0 and _descriptor_of(self.request) < 0
 
     def is_lost(self) -> bool:
-        """Return whether the connection has ended in both directions, whoever ended it."""
+        """Return whether the connection has ended in both directions, whichever side ended it."""
         with self._lock:
             if self._descriptor < 0 or self._final is not None:
                 return True
             try:
-                # A Unix socket does not tell, and its peer's name is mostly empty: then an error is the client's.
+                # A Unix socket cannot tell, and its peer's name is usually empty: then an error counts as the client's.
                 return not self.request.getpeername()
             except (OSError, AttributeError):  # AttributeError: a request that is no socket
                 return True
@@ -173,6 +173,6 @@ def _descriptor_of(request: Any) -> int:
 
 
 def means_gone(error: BaseException | None) -> bool:
-    """Return whether an error may come of a peer that has gone; then the connection `is_lost`, too."""
+    """Return whether a peer that has gone may have caused an error; in that case the connection `is_lost`, too."""
     return (isinstance(error, ConnectionError) or isinstance(error, OSError) and error.errno in _VANISHED
             or error is not None and tls.is_tls_error(error))

@@ -20,7 +20,7 @@ class Period:
         self.stopping = threading.Event()
         """Set when a stop begins. Handlers see it as ``self.stopping``."""
         self.forced = False
-        """Whether the stop has cut the connections that were left, and given up the offloaded calls."""
+        """Whether the stop has cut the remaining connections, and given up the offloaded calls."""
 
     def is_stopping(self) -> bool:
         """Return whether a stop has begun."""

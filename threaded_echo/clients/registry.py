@@ -22,7 +22,7 @@ from typing import Any
 from .client import Client
 from .period import Period
 
-_QUEUED = 256  # clients that have left, and whose outcomes nobody has added up yet; then one of them does
+_QUEUED = 256  # above this length, a queue of clients that have left is added up by its own thread
 
 
 @dataclass
@@ -84,14 +84,14 @@ class HandlerRegistry:
         return queue
 
     def end_queue(self, queue: deque[Client]) -> None:
-        """Add a queue up, whose thread ends."""
+        """Add up and forget the queue of a thread that ends."""
         self._add_up(queue)
         self._queues.pop(id(queue), None)
 
     def add(self, request: Any, address: Any, period: Period) -> Client:
         """Number an accepted client, list it, and return it."""
         live = self.live
-        with self.lock:  # only the thread that accepts comes here, and whoever reads the totals
+        with self.lock:  # contended only by readers of the totals, as one thread accepts at a time
             self.accepted = number = self.accepted + 1
             client = Client(number, request, address, period, self)
             live[id(request)] = client
@@ -139,7 +139,7 @@ class HandlerRegistry:
         return True
 
     def notify_if_awaited(self) -> None:
-        """Tell a stop that a client or a thread has gone, if it may have been the last one."""
+        """Notify a stop that a client has gone, if it may have been the last one that the stop waits for."""
         if len(self.live) <= self.awaited:
             with self.lock:
                 self.changed.notify_all()

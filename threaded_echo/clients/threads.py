@@ -19,9 +19,9 @@ from .client import Client
 from .registry import HandlerRegistry
 
 MAX_IDLE = 128
-"""Idle threads that are kept, at some 20 KB each; more would pay only for bursts of more short clients."""
+"""Idle threads that are kept, at about 20 KB each. More would help only larger bursts of short connections."""
 
-_REAPED = 64  # ended threads of which nobody has been told yet; then those that have returned are forgotten
+_REAPED = 64  # above this number of ended threads, those that have returned are forgotten
 _START = 1.0  # seconds for a thread whose start was interrupted to show that it runs
 
 _numbers = itertools.count(1)
@@ -29,7 +29,7 @@ _numbers = itertools.count(1)
 
 class _Calling(threading.local):
     client: Client | None = None
-    """The one that the calling thread serves."""
+    """The client that the calling thread serves."""
 
 
 calling = _Calling()
@@ -57,7 +57,7 @@ class HandlerThread(threading.Thread):
     def run(self) -> None:
         """Serve clients, each in a fresh `contextvars.Context`."""
         serve, next_client = self._serve, self._next_client
-        del self._serve, self._next_client  # a thread object that somebody keeps shall not keep the server
+        del self._serve, self._next_client  # a program that keeps the thread object must not keep the server alive
         client = self.client
         try:
             while client is not None:
@@ -70,6 +70,10 @@ class HandlerThread(threading.Thread):
             del serve, next_client
             self.let_go()
             self._threads.end(self)
+
+    def is_of(self, registry: HandlerRegistry) -> bool:
+        """Return whether it serves clients of that registry; else it runs there for a handler of another server."""
+        return self._threads.registry is registry
 
     def let_go(self) -> None:
         """Call ``when_over``, once."""
@@ -109,7 +113,7 @@ class HandlerThreads:
             raise
 
     def end(self, thread: HandlerThread) -> None:
-        """Take note that ``thread`` has nothing left to do but to return."""
+        """Note that ``thread`` has nothing left to do but to return."""
         self.registry.end_queue(thread.left)
         self._ended[thread] = None
         self.running.pop(thread, None)
@@ -120,7 +124,7 @@ class HandlerThreads:
             self._reap()
 
     def _reap(self) -> None:
-        """Forget the threads that have returned; if somebody else holds the lock, the next thread that ends does it."""
+        """Forget the threads that have returned. If the lock is taken, leave that to the next thread that ends."""
         if self.registry.lock.acquire(blocking=False):
             try:
                 for thread in self._ended.copy():

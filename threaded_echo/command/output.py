@@ -2,11 +2,11 @@
 
 Guarantees:
 
-- Whoever logs a line never waits for who reads it. At most `MOST_LINES` lines wait for that, of `MOST_BYTES` together;
-  what comes on top of them is dropped and counted, and the count is printed once there is room again.
+- A thread that logs a line never waits for the reader of the output. At most `MOST_LINES` lines, of `MOST_BYTES`
+  together, wait to be written. Further lines are dropped and counted; the count is printed when there is room again.
 - Lines keep their order.
 - The interpreter's end waits neither for a reader nor for a thread that writes: nothing is in the buffer of a standard
-  stream, and if what is left cannot be written in time, the stream is pointed at nothing.
+  stream, and if what is left cannot be written in time, the stream is redirected to `os.devnull`.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..accepting.signals import handled
 
 MOST_LINES = 10_000
 MOST_BYTES = 16 << 20
-"""What may wait to be written; the bytes are counted in characters."""
+"""The most that may wait to be written; characters are counted as bytes."""
 
 _AT_ONCE = 65536  # characters that are written together
 _LAST_CHANCE = 1.0  # seconds for what is left at the end
@@ -49,14 +49,14 @@ class Writer:
         with suppress(OSError, AttributeError):  # io.UnsupportedOperation is an OSError
             self._descriptor = self._stream.fileno()
         self._thread = threading.Thread(target=self._run, name=f"threaded_echo {name}", daemon=True)
-        # Guards all that follows, and tells of changes. Re-entrant, for signal handlers that log.
+        # Guards the fields below, and is notified of changes. Re-entrant, for signal handlers that log.
         self._changed = threading.Condition()
         self._lines: collections.deque[str] = collections.deque()
         self._size = 0  # of the lines that wait
         self._dropped = 0
         self._closed = False
         self._given_up = False
-        self._patience = _LAST_CHANCE  # of `close`, which may be called again
+        self._patience = _LAST_CHANCE  # of the next call of `close`
 
     def start(self) -> None:
         """Begin to write. Raises RuntimeError if there are no threads."""
@@ -69,7 +69,7 @@ class Writer:
         with self._changed:
             if self._closed:
                 return
-            # Once lines have been dropped, the queue is to be half empty first: or each second line would be a count.
+            # After a drop, the queue has to be half empty first: otherwise every second line would be a count.
             share = 2 if self._dropped else 1
             if len(self._lines) >= MOST_LINES // share or self._size + len(line) > MOST_BYTES // share:
                 self._dropped += 1
@@ -130,7 +130,7 @@ class Writer:
         while data and not self._given_up:
             try:
                 data = data[os.write(self._descriptor, data):]
-            except BlockingIOError:  # somebody who shares it has made it non-blocking
+            except BlockingIOError:  # a process that shares it has made it non-blocking
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
@@ -138,8 +138,8 @@ class Writer:
     def _give_up(self) -> bool:
         """Drop all lines, and return True the first time.
 
-        Points the descriptor at nothing: what others have left in the stream's buffer must not hold up the end, nor
-        fail. Only the first time: later the descriptor may be somebody else's.
+        Redirects the descriptor to `os.devnull`: what others have left in the stream's buffer must neither delay the
+        end of the process nor fail. Only the first time, since later the descriptor may belong to somebody else.
         """
         with self._changed:
             if self._given_up:
@@ -153,7 +153,7 @@ class Writer:
 
 
 class _LineHandler(logging.Handler):
-    """Hands records to a `Writer`, with all escaped that could drive a terminal, except the line ends of tracebacks."""
+    """Hands records to a `Writer`, with all characters escaped that could control a terminal, except line ends."""
 
     def __init__(self, writer: Writer) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Output:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
-        with handled(lambda number: None):  # a moment is not worth an end in the middle
+        with handled(lambda number: None):  # a signal must not cut off the last lines, which take a moment only
             self._stack.close()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The command: find the handler, listen, serve until it is over, and tell the exit status."""
+"""The command: find the handler, listen, serve until a stop, and return the exit status."""
 from __future__ import annotations
 
 import argparse
@@ -27,7 +27,7 @@ OK, FAILED, SURVIVORS = 0, 1, 3  # 2, for wrong usage, is argparse's
 
 
 class Failed(Exception):
-    """What keeps the command from its work, in one line."""
+    """The reason why the command cannot do its work, in one line."""
 
 
 class _Server(ThreadedMixIn):
@@ -43,7 +43,7 @@ class _Server(ThreadedMixIn):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a server until it is told to stop; return the exit status. Raises SystemExit(2) for wrong usage."""
+    """Run a server until it is stopped; return the exit status. Raises SystemExit(2) for wrong usage."""
     options = parse(arguments)
     level = logging.DEBUG if options.verbose else NOTICE if options.quiet else logging.INFO
     try:

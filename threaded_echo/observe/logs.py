@@ -1,8 +1,8 @@
 """What goes into the log: how much of it, and in which characters.
 
-A client must not be able to drive the log. What it says is shown with its control characters escaped, and how many
-records it can cause is bounded: a `LogLimit` for each client, and one for each kind of error over all clients, which a
-`BoundedLog` keeps. Whatever is left out is counted, and the count is logged.
+A client must not be able to control or flood the log. What it says is shown with its control characters escaped. The
+records that it can cause are bounded, by a `LogLimit` for each client, and by one for each kind of error over all
+clients, which a `BoundedLog` keeps. Whatever is left out is counted, and the count is logged.
 """
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 NOTICE = logging.INFO + 5
-"""The level of what is normal but significant, as in syslog: where a server listens, that it stops and has stopped."""
+"""The level for normal but significant events, as in syslog: a server listens, stops, and has stopped."""
 
 WINDOW = 10.0
 """Seconds for which a limit counts."""
 
 
 def printable(text: str) -> str:
-    """Escape what is not printable, line ends included, so that it can neither drive a terminal nor forge a line."""
+    """Escape what is not printable, line ends included, so that it can neither control a terminal nor forge a line."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -66,7 +66,7 @@ class LogLimit:
 
         Returns 0 while the window in which they were left out has not ended at ``now``. ``None``: do not wait for that.
         """
-        if not self._left_out:  # the usual case needs no lock: who has just counted one asks again later
+        if not self._left_out:  # the usual case, without the lock: a thread that has just counted one asks again later
             return 0
         with self._lock:
             if now is not None and now - self._began < self._seconds:

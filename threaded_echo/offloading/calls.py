@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # it loads multiprocessing
 
 
 class _Turn:
-    """A call's place in the order. Its fields are guarded by the server's lock."""
+    """A call's place in the queue. Its fields are guarded by the server's lock."""
 
     __slots__ = ("call", "slots", "limit", "nested", "has_slot", "waker")
 
@@ -63,7 +63,7 @@ class Offloads:
 
     def open(self, executor: object, period: Period,
              unpinned: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """Start the worker processes ahead of the first client, unless ``period`` is stopping.
+        """Start the worker processes before the first client, unless ``period`` is stopping.
 
         Raises WorkerDied or OSError if one cannot start. ``unpinned``: as in `call`.
         """
@@ -103,7 +103,7 @@ class Offloads:
         with self._lock:
             return self._running, len(self._queue), self._done, self._failed
 
-    # For whoever calls.
+    # For the callers.
 
     def call(self, period: Period, client: Client | None, executor: Any, limit: int | None, refuse: bool,
              function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],

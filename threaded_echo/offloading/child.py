@@ -31,7 +31,7 @@ NICENESS = 10
 """How much a worker lowers its priority: the server's replies go first, and the workers use what is left."""
 
 
-def work(connection: Connection) -> None:  # pragma: no cover - in another process, where nothing measures it
+def work(connection: Connection) -> None:  # pragma: no cover - in another process, which is not measured
     """Run calls until the server closes its end of the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server alone decides what a terminal's interrupt means
     if hasattr(signal, "pthread_sigmask"):

@@ -28,11 +28,11 @@ if TYPE_CHECKING:  # these load multiprocessing
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """A function to call, for whom, and until when."""
+    """A function to call, the client that waits for it, and the period in which it was called."""
 
     period: Period
     client: Client | None
-    """The client whose handler waits for it. It is waited for only while that one is connected."""
+    """The client whose handler waits for it, as long as the client is connected."""
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

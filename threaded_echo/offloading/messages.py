@@ -1,8 +1,9 @@
 """The messages between the server and a worker process: pickled objects, and the descriptors that belong to them.
 
-The pickler is multiprocessing's, as in `concurrent.futures.ProcessPoolExecutor`. Sockets and connections go another way
-than there: multiprocessing offers a copy of the descriptor through a listening socket and a thread that stay until the
-interpreter ends, and keeps each copy that nobody fetches. A client whose connection is kept so never sees its end.
+The pickler is multiprocessing's, as in `concurrent.futures.ProcessPoolExecutor`. Sockets and connections are
+sent differently: multiprocessing offers a copy of the descriptor through a listening socket and a thread, both of which
+stay until the interpreter ends, and keeps each copy that is never fetched. A client whose connection is kept in this
+way never sees its end.
 Here the copies follow the message itself through the worker's pipe, and are closed if it is not sent.
 
 The last byte of a message is the number of its descriptors.

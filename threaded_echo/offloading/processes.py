@@ -1,4 +1,4 @@
-"""The worker processes of a server: started ahead of the first client, given to one call at a time, ended.
+"""The worker processes of a server: started before the first client, given to one call at a time, ended.
 
 Imported when a server first uses worker processes, and not before: it loads multiprocessing, and registers a function
 that ends the workers with the interpreter, and one that makes a forked process forget them.
@@ -41,7 +41,7 @@ class Workers:
         self._lock = threading.RLock()  # guards what follows; re-entrant, since a signal handler may stop the server
         self._idle: list[Worker] = []
         self._held: dict[Worker, Period] = {}
-        self._starting: list[Worker] = []  # ahead of the first client; held, too
+        self._starting: list[Worker] = []  # before the first client; also in _held
         self._opening = threading.Lock()  # held during `start`: a second one waits, and finds the workers there
         _all.add(self)
 
@@ -61,7 +61,7 @@ class Workers:
                     started.append(worker := self._hold_new(period, unpinned))
                     with self._lock:
                         self._starting.append(worker)
-                    if period.is_stopping():  # and was interrupted before this one was listed
+                    if period.is_stopping():  # `interrupt_start` may have come before this one was listed
                         worker.kill()
                 for worker in started:
                     worker.wait_until_ready()
@@ -121,7 +121,7 @@ class Workers:
             worker = Worker()
         with self._lock:
             self._held[worker] = period
-        if period.forced or interpreter_ends.is_set():  # before this one was listed
+        if period.forced or interpreter_ends.is_set():  # which may have come before this one was listed
             worker.kill()
         return worker
 

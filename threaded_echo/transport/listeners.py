@@ -13,7 +13,7 @@ from ..observe.logs import printable
 
 try:
     import fcntl
-except ImportError:  # pragma: no cover - Windows, where nobody comes here: it has no Unix sockets
+except ImportError:  # pragma: no cover - Windows, which has no Unix sockets
     fcntl = None  # type: ignore[assignment]
 
 
@@ -73,7 +73,7 @@ class UnixPath:
     def taken(self) -> Iterator[None]:
         """Free the path for a socket that is bound, and listens, in the ``with`` block.
 
-        Raises OSError if somebody listens there, or if it is not a socket; that is left alone.
+        Raises OSError if another server listens there, or if the path is not a socket; either is left alone.
         """
         with self._locked():
             found = self._stat()
@@ -107,11 +107,11 @@ class UnixPath:
     def _stat(self) -> os.stat_result | None:
         try:
             return os.lstat(self._path)
-        except OSError:  # nothing is there, or nobody may look: then binding raises the error
+        except OSError:  # nothing is there, or the folder may not be searched: then binding raises the error
             return None
 
     def _is_dead(self) -> bool:
-        """Return whether nobody listens."""
+        """Return whether no server listens there."""
         with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)  # a listener whose queue is full is one, too
+            probe.setblocking(False)  # a listener whose queue is full is alive, too
             return probe.connect_ex(self._path) == errno.ECONNREFUSED

@@ -33,7 +33,7 @@ class Traffic(NamedTuple):
 def read_traffic(connection: object) -> Traffic | None:
     """Read a connection's traffic from the kernel.
 
-    ``None`` where there is nothing to read: no TCP socket, already closed, or a platform without this structure.
+    Returns ``None`` if it is no TCP socket, or is closed already, or if the platform does not have this structure.
     """
     if sys.platform != "linux" or not isinstance(connection, socket.socket):
         return None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def as_tls(connection: Any) -> ssl.SSLSocket | None:
-    """Return ``connection`` if it is a TLS socket, else ``None``; without importing `ssl` where nobody has."""
+    """Return ``connection`` if it is a TLS socket, else ``None``. Does not import `ssl`."""
     module = sys.modules.get("ssl")
     return connection if module is not None and isinstance(connection, module.SSLSocket) else None
 
@@ -22,7 +22,7 @@ def as_tls(connection: Any) -> ssl.SSLSocket | None:
 def accept(listener: ssl.SSLSocket) -> tuple[ssl.SSLSocket, Any]:
     """Accept a connection on a TLS listener, without a handshake.
 
-    Raises OSError: a ConnectionAbortedError where the connection was gone before it could be wrapped.
+    Raises OSError; it is a ConnectionAbortedError if the connection was gone before it could be wrapped.
     """
     connection, address = socket.socket.accept(listener)
     try:
@@ -57,15 +57,15 @@ def awaits_handshake(connection: Any) -> bool:
 
 
 def shake_hands(connection: Any) -> None:
-    """Do the handshake that `accept` left out; nothing where ``connection`` is not TLS, or has had it.
+    """Do the handshake that `accept` left out. Does nothing if ``connection`` is not TLS, or has shaken hands.
 
-    Raises OSError (`ssl.SSLError` mostly) where it fails. Blocks until the client answers or goes.
+    Blocks until the client answers or goes. Raises OSError, in most cases an `ssl.SSLError`, if the handshake fails.
     """
     if awaits_handshake(connection):
         connection.do_handshake()
 
 
 def is_tls_error(error: BaseException) -> bool:
-    """Tell an `ssl.SSLError`."""
+    """Return whether ``error`` is an `ssl.SSLError`."""
     module = sys.modules.get("ssl")
     return module is not None and isinstance(error, module.SSLError)

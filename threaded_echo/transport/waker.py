@@ -26,7 +26,7 @@ class Waker:
 
     def set(self) -> None:
         """Make the descriptor readable."""
-        with self._lock, suppress(OSError):  # it is full, which is readable enough; or it is closed
+        with self._lock, suppress(OSError):  # it is full, and therefore readable; or it is closed
             self._sender.send(b"\0")
 
     def clear(self) -> None:

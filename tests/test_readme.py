@@ -1,0 +1,148 @@
+"""The README: its programs run, and its table of options is that of the package."""
+from __future__ import annotations
+
+import http.server
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from threaded_echo import ClientHandler, ThreadedMixIn
+from threaded_echo.options import OPTIONS
+
+from .tools import GUARD, LOOPBACK, ask, connect, receive
+
+CHECKOUT = Path(__file__).parents[1]
+README = (CHECKOUT / "README.rst").read_text(encoding="utf-8")
+BLOCKS = [textwrap.dedent(block) for block in re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", README)]
+
+# Has `run` log its address to standard error.
+PRELUDE = "import logging\nlogging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+
+
+def block(word: str) -> str:
+    """Find the one program in which a word stands."""
+    found = [block for block in BLOCKS if word in block]
+    assert len(found) == 1, f"{len(found)} programs have {word!r}"
+    return found[0]
+
+
+class Program:
+    """A program of the README that serves."""
+
+    def __init__(self, process: subprocess.Popen[str], address: tuple[str, int]) -> None:
+        self.process = process
+        self.server_address = address
+
+    def end(self) -> str:
+        """Interrupt it, check that it ends well, and return what it has printed."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(GUARD) == 0
+        return self.process.stdout.read()  # type: ignore[union-attr]
+
+
+@contextmanager
+def running(source: str, folder: Path) -> Iterator[Program]:
+    """Run a program on a free port; the end kills it if it still runs."""
+    source, count = re.subn(r"\b9999\b", "0", source)
+    assert count == 1, "it has one port"
+    (folder / "program.py").write_text(PRELUDE + source)
+    with subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", "program.py"], cwd=folder, text=True,
+                          env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            found = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
+            assert found, line + process.stderr.read()
+            yield Program(process, ("127.0.0.1", int(found[1])))
+        finally:
+            process.kill()
+
+
+def test_every_program_is_tried_here():
+    """Those that the tests below run are all that there are."""
+    words = ("Shout", "EchoHandler", "Chat", "count_primes")
+    assert sorted(map(block, words)) == sorted(BLOCKS)
+
+
+def test_the_first_program_answers_and_reports(tmp_path):
+    """It serves until Ctrl-C, and prints what the stop did."""
+    with running(block("Shout"), tmp_path) as program:
+        assert ask(program, b"hello\r\nworld\n") == b"HELLO\nWORLD\n"
+        with connect(program) as client:
+            client.sendall(b"again\n")
+            assert receive(client, 6) == b"AGAIN\n"
+            assert re.fullmatch(r"stopped in \d+\.\d{3} s: \d drained, 0 forced, 0 still running\n", program.end())
+
+
+def test_the_program_in_the_background_runs():
+    """It checks the echo itself, and leaves nothing."""
+    exec(compile(block("EchoHandler"), "README.rst", "exec"), {"__name__": "__main__"})
+
+
+def test_the_chat_tells_the_others(tmp_path):
+    """What one client says comes to the other under its number, and not back."""
+    with running(block("Chat"), tmp_path) as program, connect(program) as first, connect(program) as second:
+        second.sendall(b"hello\n")  # accepted after the first one, which is therefore listed when this is processed
+        assert receive(first, 9) == b"2: hello\n"
+        first.sendall(b"hi\n")
+        assert receive(second, 6) == b"1: hi\n"
+        program.end()
+
+
+def test_the_primes_are_counted_in_worker_processes(tmp_path):
+    """The script is imported by its workers."""
+    with running(block("count_primes"), tmp_path) as program:
+        assert ask(program, b"100\n1000\n") == b"25\n168\n"
+        program.end()
+
+
+def test_the_http_server_is_upgraded():
+    """The one line that the text names upgrades a server of the standard library's."""
+    line = re.search(r"``(class Server\(ThreadedMixIn,[^`]*)``", README)
+    assert line
+    names: dict[str, Any] = {"http": http, "ThreadedMixIn": ThreadedMixIn}
+    exec(line[1], names)
+    with names["Server"](LOOPBACK, http.server.SimpleHTTPRequestHandler) as server:
+        assert server.drain_timeout == 2.0
+        server.start()
+        assert ask(server, b"BREW / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 501 ")
+
+
+def options_of_the_table() -> dict[str, Any]:
+    """Read the names and the defaults from the table of options."""
+    rows = re.search(r"^option +default +meaning\n=+ +=+ +=+\n(.*?)^=+ ", README, re.MULTILINE | re.DOTALL)
+    assert rows
+    return {name: eval(default, {"os": os, "socket": socket})
+            for name, default in re.findall(r"^``(\w+)`` +``(.*?)``  ", rows[1], re.MULTILINE)}
+
+
+def test_table_of_options_is_that_of_the_package():
+    """Each option, in the same order, with its default."""
+    assert list(options_of_the_table().items()) == [(option.name, option.default) for option in OPTIONS.values()]
+
+
+@pytest.mark.parametrize("owner, name", sorted(set(re.findall(r"``(self\.client|self|server)\.(\w+)", README))))
+def test_member_that_is_named_exists(serve, owner, name):
+    """What the text says of a handler, its client or a server is there."""
+    seen = []
+
+    class Handler(ClientHandler):
+        """Says whether it has the member."""
+
+        def handle(self):
+            """Look."""
+            seen.append(hasattr({"self.client": self.client, "self": self, "server": self.server}[owner], name))
+
+    ask(serve(Handler), b"")
+    assert seen == [True]
