@@ -5,6 +5,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer
 
 from .conftest import LOOPBACK
-from .tools import Echo, ask, connect, receive, receive_all, running, until
+from .tools import Echo, ask, connect, receive, receive_all, running, until, wait_until
 from .overrides import Told
 
 pytestmark = pytest.mark.timeout(20)  # what such programs meet, if they meet anything, is a wait without end
@@ -259,3 +260,38 @@ def test_flags_of_socketserver_tell_whether_it_serves() -> None:
         assert not server._BaseServer__is_shut_down.is_set()
         server.shutdown()
         assert server._BaseServer__is_shut_down.is_set()
+
+
+def test_daemon_thread_of_socketservers_process_request_that_runs_on_is_a_survivor() -> None:
+    """socketserver's list keeps no daemons, but the thread has served a client: a stop knows it, and waits for it."""
+    entered, release = threading.Event(), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Under test."""
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            """Have socketserver start a daemon."""
+            socketserver.ThreadingMixIn.process_request(self, request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            """Hold the thread when its client has gone."""
+            super().shutdown_request(request)
+            entered.set()
+            wait_until(release)
+
+    server = Server(LOOPBACK, Echo)
+    with server.start(), connect(server) as client:
+        client.shutdown(socket.SHUT_WR)
+        wait_until(entered)
+        report = server.stop(drain=0.01, force=0.01)
+        release.set()
+        assert not report.clean
+
+
+def test_threads_attribute_of_a_programs_own_is_left_alone() -> None:
+    """A program may keep something else under socketserver's private name."""
+    server: Any = ThreadedTCPServer(LOOPBACK, Echo)
+    with server:
+        server._threads = own = ThreadPoolExecutor()  # whatever it is
+        own.join = own.shutdown  # socketserver calls it
+        assert server._threads is own

@@ -158,3 +158,22 @@ def test_program_with_a_run_of_its_own_keeps_it():
 
     with type("Upgraded", (ThreadedMixIn, Existing), {})(LOOPBACK, Echo) as server:
         assert server.run() == "its run"
+
+
+def test_exception_as_the_loop_has_just_been_started_stops_the_server(monkeypatch):
+    """A signal handler of the program's may raise at any moment, also between the thread's start and the wait."""
+    server = server_of(Echo)
+    loops = server._threaded_state.loops
+    begin = loops.begin
+
+    def interrupted(serve):
+        begin(serve).wait_until_accepting()
+        raise LookupError("by a signal")
+
+    monkeypatch.setattr(loops, "begin", interrupted)
+    try:
+        with pytest.raises(LookupError, match="by a signal"):
+            server.run()
+        assert server.stopping.is_set() and server.fileno() < 0
+    finally:
+        server.stop()
