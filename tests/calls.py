@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -78,7 +79,11 @@ def return_a_socket() -> tuple[int, socket.socket, socket.socket]:
 
 
 def die_with_a_child(address: tuple[str, int]) -> None:
-    """End the process at once. A forked child, which keeps its descriptors, stays until a listener answers."""
+    """End the process at once. A forked child, which keeps copies of its descriptors, stays until a listener answers.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that listed them
+            os.dup(int(name))
     if os.fork() == 0:
         meet(address)
         os._exit(0)

@@ -1,35 +1,21 @@
-"""The handlers: chunks, lines, echo, and what their errors do."""
+"""The handler of chunks, and what all handlers have."""
 from __future__ import annotations
 
-import logging
+import http.server
 import socket
 import socketserver
 import threading
-from contextlib import suppress
 
 import pytest
 
-from threaded_echo import ClientHandler, EchoHandler, LineHandler, LineTooLong, ThreadedMixIn, current_client
-from threaded_echo.handlers import printable
+from threaded_echo import ClientHandler, EchoHandler, LineHandler, ThreadedMixIn, current_client
 
 from .conftest import LOOPBACK
-from .tools import GUARD, ask, connect, receive, receive_all, running, wait_until
-
-
-class Shout(LineHandler):
-    """Replies in upper case; not at all to an empty line."""
-
-    max_line = 10
-
-    def process(self, line):
-        """Return the line in upper case."""
-        if line == b"boom":
-            raise ZeroDivisionError("boom")
-        return line.upper() or None
+from .tools import GUARD, ask, connect, receive, running, wait_until
 
 
 def test_chunk_handler_sends_what_process_returns(serve):
-    """A reply is sent; None and nothing are not."""
+    """A reply is sent; None and an empty reply send nothing."""
     class Handler(ClientHandler):
         """Replies to some."""
 
@@ -43,7 +29,7 @@ def test_chunk_handler_sends_what_process_returns(serve):
 
 
 def test_plain_client_handler_swallows_what_comes(serve):
-    """process does nothing until it is overridden, for lines too."""
+    """Until it is overridden, process does nothing, for lines too."""
     assert ask(serve(ClientHandler)) == b""
     assert ask(serve(LineHandler)) == b""
 
@@ -67,22 +53,6 @@ def test_handler_has_its_client_and_server_before_setup(serve):
     assert ask(server) == b"bye"
     [(same, its_server, stopping, thread)] = seen
     assert same and its_server is server and stopping is server.stopping and isinstance(thread, threading.Thread)
-
-
-def test_handler_of_datagrams_is_given_its_client():
-    """A datagram handler with ClientHandler last among its bases has no connection, and all the rest."""
-    class Handler(socketserver.DatagramRequestHandler, ClientHandler):
-        """Replies with its number."""
-
-        def handle(self):
-            """Reply."""
-            self.wfile.write(b"%d" % self.client.number)
-
-    server_class = type("Server", (ThreadedMixIn, socketserver.UDPServer), {})
-    with server_class(LOOPBACK, Handler).start() as server, socket.socket(type=socket.SOCK_DGRAM) as client:
-        client.settimeout(GUARD)
-        client.sendto(b"?", server.server_address)
-        assert client.recv(100) == b"1"
 
 
 def test_small_replies_leave_at_once(serve):
@@ -115,180 +85,6 @@ def test_handler_on_a_stock_server_is_a_clear_error():
     with Stock(LOOPBACK, EchoHandler) as server, connect(server):
         server.handle_request()
     assert isinstance(errors[0], TypeError) and "ThreadedMixIn" in str(errors[0])
-
-
-@pytest.mark.parametrize("sent, expected", [
-    (b"hello\nyou\r\n", b"HELLO\nYOU\n"),
-    (b"no end", b"NO END\n"),
-    (b"", b""),
-    (b"\n\n\r\n", b""),
-    (b"a\rb\n", b"A\rB\n"),
-    (b"1234567890\n", b"1234567890\n"),
-    (b"1234567890\r\n", b"1234567890\n"),
-    (b"1234567890", b"1234567890\n"),
-])
-def test_lines_are_processed_without_their_ends(serve, sent, expected):
-    """Either line end, and none at the end of the stream; exactly max_line is allowed."""
-    assert ask(serve(Shout), sent) == expected
-
-
-@pytest.mark.parametrize("sent", [b"ok\n12345678901\nmore\n", b"ok\n12345678901", b"ok\n1234567890\r1",
-                                  b"ok\n" + b"x" * 50_000])
-def test_line_too_long_ends_the_client_and_is_logged(serve, caplog, sent):
-    """The lines before it are answered; then the client is ended, with one warning and no traceback."""
-    server = serve(Shout)
-    with connect(server) as client:
-        assert client.send(sent) >= 14
-        assert receive(client, 3) == b"OK\n"
-        with suppress(OSError):  # reset: what it sent beyond has not been read
-            client.shutdown(socket.SHUT_WR)
-            assert receive_all(client) == b""
-    server.stop()
-    [record] = caplog.records
-    assert record.levelno == logging.WARNING and record.getMessage() == "client 1: a line of more than 10 bytes"
-    assert record.exc_info is None
-    assert server.stats().failed == 1
-    assert issubclass(LineTooLong, ValueError)
-
-
-def test_line_that_comes_in_pieces_is_put_together(serve):
-    """Chunks and lines have nothing to do with each other."""
-    server = serve(Shout)
-    with connect(server) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.sendall(b"ab\nhel")
-        assert receive(client, 3) == b"AB\n"
-        for piece in (b"l", b"o", b" \r", b"\nx"):
-            client.sendall(piece)
-        assert receive(client, 7) == b"HELLO \n"
-        client.shutdown(socket.SHUT_WR)
-        assert receive_all(client) == b"X\n"
-
-
-def test_replies_before_an_error_are_sent(serve, caplog):
-    """An exception in process loses no reply that was ready."""
-    assert ask(serve(Shout), b"one\ntwo\nboom\nthree\n") == b"ONE\nTWO\n"
-    assert "client 1: its handler has failed" in caplog.text and "ZeroDivisionError" in caplog.text
-
-
-def test_send_in_process_keeps_the_order(serve):
-    """What a line handler sends itself comes after the replies to the lines before."""
-    class Handler(LineHandler):
-        """Sends and replies."""
-
-        def process(self, line):
-            """Send, then reply."""
-            self.send(b"sent " + line + b"\n")
-            return b"reply " + line
-
-    assert ask(serve(Handler), b"1\n2\n") == b"sent 1\nreply 1\nsent 2\nreply 2\n"
-
-
-@pytest.mark.parametrize("end", ["stop", "disconnect"])
-def test_line_that_the_server_cuts_short_is_not_processed(serve, end):
-    """Only the client's own end of stream completes a line: what it has not sent yet may change its meaning."""
-    lines, first = [], threading.Event()
-
-    class Handler(LineHandler):
-        """Keeps the lines."""
-
-        def process(self, line):
-            """Keep it."""
-            lines.append(line)
-            first.set()
-
-    server = serve(Handler)
-    with connect(server) as client:
-        client.sendall(b"first\ndelete /home/bob/tm")
-        wait_until(first)
-        if end == "disconnect":
-            server.clients[1].disconnect()
-            receive_all(client)
-        assert server.stop().clean
-    assert lines == [b"first"]
-
-
-def test_send_of_a_subclass_sends_every_reply(serve):
-    """However the lines arrive, a line handler that overrides send has its replies go through it."""
-    class Loud(LineHandler):
-        """Sends in upper case."""
-
-        def process(self, line):
-            """Reply with the line."""
-            return line
-
-        def send(self, data):
-            """Override."""
-            super().send(bytes(data).upper())
-
-    server = serve(Loud)
-    assert ask(server, b"one\n") == b"ONE\n"
-    assert ask(server, b"one\ntwo\nend") == b"ONE\nTWO\nEND\n"
-
-
-def test_slow_lines_do_not_hold_replies_back(serve):
-    """A reply that has waited longer than a moment is sent ahead of the next line."""
-    entered, release = threading.Event(), threading.Event()
-
-    class Handler(LineHandler):
-        """Takes its time for some lines."""
-
-        def process(self, line):
-            """Wait at b"wait" and b"hold"."""
-            if line == b"wait":
-                self.stopping.wait(0.01)
-            if line == b"hold":
-                entered.set()
-                wait_until(release)
-            return line
-
-    server = serve(Handler)
-    with connect(server) as client:
-        client.sendall(b"first\nwait\nhold\n")
-        wait_until(entered)
-        assert receive(client, 11) == b"first\nwait\n"
-        release.set()
-        assert receive(client, 5) == b"hold\n"
-
-
-def test_reply_of_the_wrong_type_is_an_error_at_its_line(serve, caplog):
-    """A str in place of bytes names itself; the replies before it are sent."""
-    class Handler(LineHandler):
-        """Forgets to encode."""
-
-        def process(self, line):
-            """Return text for the second line."""
-            return line if line == b"1" else line.decode()
-
-    assert ask(serve(Handler), b"1\n2\n") == b"1\n"
-    assert "TypeError" in caplog.text
-
-
-def test_echo_sends_back_and_logs_each_message(serve, caplog):
-    """Under the client's number, escaped, a line each; every byte comes back."""
-    caplog.set_level(logging.INFO, logger="threaded_echo")
-    message = b"hello\nyou \x1b[31m\xff\r\nno end"
-    server = serve(EchoHandler)
-    assert ask(server, message) == message
-    server.stop()
-    assert [record.getMessage() for record in caplog.records] == [
-        "client 1: hello", "client 1: you \\x1b[31m\\xff", "client 1: no end"]
-
-
-def test_echo_logs_nothing_where_nobody_listens(serve, caplog):
-    """Below info level there is no record."""
-    caplog.set_level(logging.WARNING, logger="threaded_echo")
-    assert ask(serve(EchoHandler), b"hello") == b"hello"
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("message, shown", [
-    (b"plain", "plain"), ("grüß".encode(), "grüß"), (b"\x00\x07\x7f", "\\x00\\x07\\x7f"), (b"a\tb", "a\\tb"),
-    (b"\xc2\x9b31m", "\\x9b31m"), ("\u202egpj.exe".encode(), "\\u202egpj.exe"), (b"\xff\xfe", "\\xff\\xfe"),
-])
-def test_message_cannot_drive_a_terminal(message, shown):
-    """Control characters of every kind are escaped."""
-    assert printable(message) == shown
 
 
 def test_sends_of_several_threads_never_interleave(serve):
@@ -356,3 +152,113 @@ def test_large_chunks_follow_a_full_one(serve):
         assert receive(client, 1) == b"y"
     server.stop()
     assert set(sizes) == {16384, 65536} and sizes[-1] == 16384
+
+
+def test_reply_that_is_not_bytes_is_an_error_that_names_process(serve, caplog):
+    """Even one that is false, such as "" or 0, does not go unnoticed."""
+    replies = ["text", "", 0]
+
+    class Handler(ClientHandler):
+        """Forgets to encode."""
+
+        def process(self, data):
+            """Return the next wrong reply."""
+            return replies[0]
+
+    server = serve(Handler)
+    while replies:
+        assert ask(server, b"?") == b""
+        server.shutdown()
+        assert f"TypeError: Handler.process must return bytes or None, not {replies.pop(0)!r}" in caplog.text
+        server.start()
+    server.stop()
+    assert server.stats().failed == 3
+
+
+def test_reply_of_every_kind_of_bytes_is_sent(serve):
+    """What is bytes-like need not be bytes."""
+    class Handler(ClientHandler):
+        """Replies with its own data."""
+
+        def process(self, data):
+            """Return them in another shape."""
+            return bytearray(data) if data == b"array" else memoryview(data)
+
+    server = serve(Handler)
+    assert ask(server, b"array") == b"array"
+    assert ask(server, b"view") == b"view"
+
+
+def test_type_error_of_a_send_of_its_own_is_not_blamed_on_process(serve, caplog):
+    """The reply was right: whatever the subclass's send has met is logged as it is."""
+    class Handler(ClientHandler):
+        """Sends in its own way."""
+
+        def process(self, data):
+            """Echo."""
+            return data
+
+        def send(self, data):
+            """Fail."""
+            raise TypeError("an error of its own")
+
+    server = serve(Handler)
+    assert ask(server, b"?") == b""
+    server.stop()
+    assert "TypeError: an error of its own" in caplog.text and "must return" not in caplog.text
+
+
+@pytest.mark.parametrize("base", [ClientHandler, LineHandler])
+def test_send_of_a_subclass_sends_the_replies(serve, base):
+    """It may encode, say, whatever process returns."""
+    class Handler(base):
+        """Frames what it sends."""
+
+        def process(self, data):
+            """Echo."""
+            return data
+
+        def send(self, data):
+            """Send in brackets."""
+            super().send(b"<" + data.strip() + b">")
+
+    assert ask(serve(Handler), b"hello\n") == b"<hello>"
+
+
+def test_handler_put_last_among_the_bases_adds_its_client_to_another(serve):
+    """A handler that knows nothing of this package gets its client, and keeps its own way to handle."""
+    class Page(http.server.BaseHTTPRequestHandler, ClientHandler):
+        """Answers with its client's number."""
+
+        def do_GET(self):
+            """Answer."""
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\nclient %d" % self.client.number)
+
+        def log_message(self, *arguments):
+            """Say nothing."""
+
+    assert ask(serve(Page), b"GET / HTTP/1.0\r\n\r\n").endswith(b"client 1")
+
+
+def test_handler_put_first_where_it_would_hide_the_others_handle_is_an_error():
+    """The error says what to do; a subclass that has a handle of its own hides nothing unawares."""
+    with pytest.raises(TypeError, match="App: LineHandler hides the handle.. of BaseHTTPRequestHandler; put LineHandler"
+                                        " last among the bases"):
+        type("App", (LineHandler, http.server.BaseHTTPRequestHandler), {})
+    type("App", (LineHandler, http.server.BaseHTTPRequestHandler), {"handle": lambda self: None})
+
+
+def test_handler_of_datagrams_is_given_its_client():
+    """A datagram handler with ClientHandler last among its bases has no connection, and all the rest."""
+    class Handler(socketserver.DatagramRequestHandler, ClientHandler):
+        """Replies with its number."""
+
+        def handle(self):
+            """Reply."""
+            self.wfile.write(b"%d" % self.client.number)
+
+    server_class = type("Server", (ThreadedMixIn, socketserver.UDPServer), {})
+    with server_class(LOOPBACK, Handler).start() as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(GUARD)
+        client.sendto(b"?", server.server_address)
+        assert client.recv(100) == b"1"

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import threaded_echo
@@ -9,8 +11,8 @@ import threaded_echo
 PACKAGE = Path(threaded_echo.__file__).parent
 
 
-def test_public_names_are_those_of_the_contract():
-    """No more, no fewer, and each of them there."""
+def test_public_names_are_those_of_the_contract() -> None:
+    """The package has no more of them, no fewer, and each one is there."""
     assert sorted(threaded_echo.__all__) == threaded_echo.__all__ == [
         "Client", "ClientHandler", "EchoHandler", "LineHandler", "LineTooLong", "OffloadRefused", "ServerStats",
         "ServerStopping", "StopReport", "Survivor", "ThreadedMixIn", "ThreadedTCPServer", "ThreadedUnixStreamServer",
@@ -31,7 +33,7 @@ def imports() -> dict[str, set[str]]:
     return {name: targets & set(names.values()) for name, targets in found.items()}
 
 
-def test_imports_run_one_way():
+def test_imports_run_one_way() -> None:
     """No module imports one that, by whatever way, imports it."""
     graph = imports()
     assert "threaded_echo.clients.registry" in graph["threaded_echo.clients.threads"]
@@ -41,10 +43,49 @@ def test_imports_run_one_way():
         graph = {name: targets for name, targets in graph.items() if name not in leaves}
 
 
-def test_core_imports_the_standard_library_only():
-    """And does not load ssl, which costs more than all the rest."""
-    import subprocess
-    import sys
-    code = "import sys, threaded_echo; print('ssl' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          cwd=PACKAGE.parent).stdout == "False\n"
+FOLDERS = [["observe"], ["transport"], ["clients"], ["accepting", "offloading"], [""], ["command", "examples"]]
+"""The folders, lowest first; "" is the top level, and the programs are above that. Those that stand side by side do not
+know each other."""
+
+OPEN_TO_ALL = {"threaded_echo", "threaded_echo.errors", "threaded_echo.options"}
+"""What each folder may import of the top level: the name of the package itself, its exceptions and its options."""
+
+
+def folder_of(name: str) -> str:
+    """Return the folder of a module, "" for the top level."""
+    path = name.split(".")
+    return path[1] if PACKAGE.joinpath(*path[1:2]).is_dir() and len(path) > 1 else ""
+
+
+def test_imports_between_folders_run_one_way() -> None:
+    """A module imports its own folder, lower ones, and of the top level what is open to all."""
+    heights = {folder: height for height, folders in enumerate(FOLDERS) for folder in folders}
+    graph = imports()
+    del graph["threaded_echo.__main__"]  # starts the command
+    assert {folder_of(name) for name in graph} == set(heights), "a folder is missing here"
+    wrong = [f"{name} imports {target}" for name, targets in graph.items() for target in targets
+             if folder_of(target) != folder_of(name) and target not in OPEN_TO_ALL
+             and heights[folder_of(target)] >= heights[folder_of(name)]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_open_to_all_imports_nothing_of_the_package() -> None:
+    """Otherwise a folder would import through it what is above."""
+    graph = imports()
+    assert [graph[name] for name in sorted(OPEN_TO_ALL - {"threaded_echo"})] == [set(), set()]
+
+
+def test_import_loads_neither_multiprocessing_nor_ssl_and_registers_nothing() -> None:
+    """They cost more than all the rest, and what is registered for the interpreter's end or a fork is for ever."""
+    code = """
+import atexit, os, sys
+registered = []
+os.register_at_fork = lambda **hooks: registered.append(hooks)
+import concurrent.futures, logging, socketserver  # the standard library's own hooks
+before = atexit._ncallbacks(), len(registered)
+import threaded_echo
+assert (atexit._ncallbacks(), len(registered)) == before, registered
+print([name for name in sys.modules if name.partition(".")[0] in ("multiprocessing", "ssl", "_ssl")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -183,7 +183,7 @@ def test_survivor_is_not_waited_for_again_when_the_with_block_ends():
 
 
 def test_wrong_seconds_are_named():
-    """Bad arguments are told, and stop nothing."""
+    """The error names the argument, and nothing is stopped."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         with pytest.raises(TypeError, match="drain"):
             server.stop(drain="5")
@@ -220,6 +220,8 @@ def test_thread_added_by_a_program_is_joined_too(serve):
         report = server.stop(drain=0.01, force=0.01)
         [survivor] = report.survivors
         assert survivor.client is None and "wait_until(release)" in str(survivor), "its client has gone; it has not"
+        server.drain_timeout = server.force_timeout = 3600.0
+        assert len(server.stop().survivors) == 1, "it is told again, and not waited for again"
         release.set()
     assert server.stop(drain=GUARD).clean
     server.stop()
@@ -262,4 +264,11 @@ def test_client_that_waits_for_a_programs_thread_is_given_up_once(serve):
             report = server.stop()
             gate.release.set()
         assert len(report.survivors) == 2 and report.seconds < GUARD / 2
+    assert server.stop().clean
+
+
+def test_thread_that_a_program_has_added_and_not_started_is_left_alone(serve):
+    """There is nothing to wait for."""
+    server = serve(Echo)
+    server._threads.append(threading.Thread(target=print))
     assert server.stop().clean

@@ -1,4 +1,4 @@
-"""The stop: who calls it, from where, and several at once."""
+"""The stop, called by several threads at once."""
 from __future__ import annotations
 
 import socketserver
@@ -6,24 +6,34 @@ import threading
 
 import pytest
 
-from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer, current_client
+from threaded_echo import StopReport, ThreadedTCPServer, current_client
 from threaded_echo.stopping import Stopping
 
-from .conftest import LOOPBACK
-from .tools import GUARD, Echo, Flood, Gate, ask, connect, receive_all, running, together, wait_until
+from .tools import GUARD, Echo, Flood, Gate, connect, receive_all, running, together, wait_until
 
 
-def test_survivor_is_logged_once_for_several_callers(serve, caplog):
-    """However many callers: one line in the log, one report."""
-    gate = Gate()
+def test_survivor_is_logged_once_for_several_callers(serve, caplog, monkeypatch):
+    """There is one line in the log, and one report for all of them."""
+    gate, following = Gate(), threading.Semaphore(0)
+    follow = Stopping._follow
+    monkeypatch.setattr(Stopping, "_follow", lambda self, stop: (following.release(), follow(self, stop))[1])
     server = serve(gate.handler)
+    reports: list[StopReport] = []
+
+    def stop() -> None:
+        reports.append(server.stop(drain=3600, force=3600))
+
     with connect(server):
         wait_until(gate.entered)
-        reports = together(4, lambda: server.stop(drain=0.2, force=0.2))
+        with running(stop), running(stop), running(stop):
+            for _ in range(2):  # the third one leads
+                assert following.acquire(timeout=GUARD)
+            reports.append(server.stop(0, 0))
         gate.release.set()
-    assert all(len(report.survivors) == 1 for report in reports)
-    assert len([record for record in caplog.records if "still running" in record.getMessage()]) == 1
-    server.stop(drain=GUARD)
+        assert len(reports) == 4 and all(report is reports[0] for report in reports)
+        assert len(reports[0].survivors) == 1
+        assert len([record for record in caplog.records if "still running" in record.getMessage()]) == 1
+        assert server.stop(drain=GUARD).clean
 
 
 @pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
@@ -38,107 +48,6 @@ def test_eight_callers_at_once_all_return(serve, method):
     if method == "stop":
         assert {report.drained for report in results if report.drained} == {1}
     assert not server.clients
-
-
-@pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
-def test_stop_from_a_handler_ends_the_others_but_not_itself(serve, method):
-    """A handler that stops its server is not waited for, and can still reply."""
-    results = []
-
-    class Handler(ClientHandler):
-        """Stops its server on demand."""
-
-        def process(self, data: bytes) -> bytes | None:
-            """Stop at b"stop"."""
-            if data != b"stop":
-                return data
-            results.append(getattr(self.server, method)())
-            assert set(self.server.clients) == {self.client.number}
-            return b"stopped"
-
-    server = serve(Handler)
-    with connect(server) as other, connect(server) as client:
-        for each in (other, client):
-            each.sendall(b"x")
-            each.recv(1)
-        client.sendall(b"stop")
-        assert receive_all(client) == b"stopped"
-        assert receive_all(other) == b""
-    if method == "stop":
-        assert (results[0].drained, results[0].clean) == (1, True)
-    assert server.stop().clean
-    assert not server.clients
-
-
-def test_handlers_that_stop_at_once_do_not_wait_for_each_other(serve):
-    """Two handlers and the main thread stop at once: nobody waits for a time-out."""
-    barrier = threading.Barrier(3)
-    reports: list[StopReport] = []
-
-    class Handler(socketserver.BaseRequestHandler):
-        """Stops its server, with others."""
-
-        def handle(self) -> None:
-            """Meet the others, then stop."""
-            barrier.wait(20)
-            reports.append(self.server.stop(drain=30, force=30))
-
-    server = serve(Handler)
-    with connect(server), connect(server):
-        barrier.wait(20)
-        outside = server.stop(drain=30, force=30)
-    assert outside.clean and outside.seconds < 25
-    assert len(reports) == 2 and all(report.clean and report.forced == 0 for report in reports)
-
-
-@pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
-@pytest.mark.parametrize("hook", ["service_actions", "verify_request"])
-def test_stop_from_the_serving_thread_does_not_wait_for_it(serve, method, hook):
-    """A stop in a hook that the loop calls ends the clients, and the loop afterwards."""
-    # One is called at each poll, the other for a client, which is then served and woken like those before it.
-    wanted = threading.Event()
-
-    def stop(self, *arguments):
-        if wanted.is_set():
-            wanted.clear()
-            getattr(self, method)()
-        return True
-
-    server = serve(Echo, type("Server", (ThreadedTCPServer,), {hook: stop}))
-    with connect(server) as client:
-        client.sendall(b"x")
-        client.recv(1)
-        wanted.set()
-        if hook == "verify_request":
-            with connect(server) as second:
-                assert receive_all(second) == b""
-        assert receive_all(client) == b""
-    report = server.stop()
-    assert report.clean and report.forced == 0
-
-
-def test_stop_from_outside_cuts_a_handler_whose_own_stop_is_over(serve):
-    """The connection of a handler that stops the server is spared by that stop, but not by the one that follows it."""
-    flooding, stopping = threading.Event(), threading.Event()
-
-    class Handler(ClientHandler):
-        """Stops its server, then sends without end."""
-
-        def process(self, data: bytes) -> None:
-            """Stop when the other one waits, and flood."""
-            stopping.set()
-            self.server.stop(drain=0.01, force=0.01)
-            while True:
-                self.send(b"x" * 100_000)
-                flooding.set()
-
-    server = serve(Handler)
-    with connect(server) as client:
-        client.sendall(b"stop")
-        wait_until(stopping)
-        report = server.stop(drain=0.1, force=GUARD)
-        wait_until(flooding)
-    assert report.clean and server.stats().finished == 1
 
 
 def test_second_stop_can_shorten_the_first(serve):
@@ -184,7 +93,7 @@ def test_close_does_not_shorten_a_patient_stop(serve):
 
 
 def test_server_close_of_a_subclass_is_called_once(serve):
-    """However many stops at once: a clean-up in server_close that works only once is safe."""
+    """A clean-up in server_close that works only once is safe, however many stops come at once."""
     calls = []
 
     class Server(ThreadedTCPServer):
@@ -202,7 +111,7 @@ def test_server_close_of_a_subclass_is_called_once(serve):
 
 
 def test_second_stop_leaves_the_closing_to_the_first(serve, monkeypatch):
-    """While one is in the server's server_close, another waits for that."""
+    """While the first one is in the program's server_close, the second one waits for that."""
     closing, asked = threading.Event(), threading.Event()
     calls = []
 
@@ -253,130 +162,21 @@ def test_server_close_that_waits_for_its_clients_does_not_hang(serve):
         assert server.stop().clean
 
 
-def test_survivors_of_a_handlers_stop_do_not_include_itself(serve):
-    """The caller from inside is told of the others only."""
-    gate = Gate()
-    reports = []
+def test_close_that_comes_when_the_stop_is_through_with_closing_is_done_by_its_caller(serve, monkeypatch):
+    """The leader has closed what was asked for until then, and reports: nobody else would close it."""
+    following, late = threading.Event(), []
+    server = serve(Echo)
+    report, follow = Stopping._report, Stopping._follow
 
-    class Handler(ClientHandler):
-        """Stops its server; the first client's handler never ends."""
+    def report_late(self, stop, *arguments, **keywords):
+        if not late:
+            late.append(threading.Thread(target=server.server_close))
+            late[0].start()
+            wait_until(following)
+        return report(self, stop, *arguments, **keywords)
 
-        def process(self, data: bytes) -> bytes:
-            """Stop, or wait at the gate."""
-            if data == b"stop":
-                reports.append(self.server.stop(drain=0.01, force=0.01))
-            else:
-                gate.entered.set()
-                wait_until(gate.release)
-            return b"done"
-
-    server = serve(Handler)
-    with connect(server) as first, connect(server) as second:
-        first.sendall(b"wait")
-        wait_until(gate.entered)
-        second.sendall(b"stop")
-        assert receive_all(second) == b"done"
-        gate.release.set()
-    [survivor] = reports[0].survivors
-    assert survivor.client.number == 1
-    server.stop(drain=GUARD)
-
-
-def test_handler_that_stops_is_not_cut_by_its_own_stop(serve):
-    """The force spares the connections of those who wait for it."""
-    sending = threading.Event()
-
-    class Handler(ClientHandler):
-        """Stops its server, or sends without end."""
-
-        def process(self, data: bytes) -> bytes:
-            """Stop, or flood."""
-            if data == b"stop":
-                return b"%d" % self.server.stop(drain=0.01).forced
-            while True:
-                self.send(b"x" * 100_000)
-                sending.set()
-
-    server = serve(Handler)
-    with connect(server) as first, connect(server) as second:
-        first.sendall(b"flood")
-        wait_until(sending)
-        second.sendall(b"stop")
-        assert receive_all(second) == b"1"
-
-
-def test_survivors_of_a_stop_in_the_serving_thread_are_reported(serve):
-    """A stop in a hook of the loop gives up as any other."""
-    gate = Gate()
-    reports = []
-
-    def service_actions(self):
-        if gate.entered.is_set() and not reports:
-            reports.append(self.stop(drain=0.01, force=0.01))
-
-    server = type("Server", (ThreadedTCPServer,), {"service_actions": service_actions})(LOOPBACK, gate.handler)
-    with connect(server):
-        server.serve_forever(poll_interval=0.001)
-        gate.release.set()
-    assert [survivor.client.number for survivor in reports[0].survivors] == [1]
-    server.stop(drain=GUARD)
-
-
-@pytest.mark.parametrize("method", ["stop", "shutdown", "server_close"])
-def test_stop_in_client_disconnected_does_not_wait_for_its_own_thread(serve, method):
-    """A hook that stops the server after the client has gone is in a handler's thread all the same."""
-    stopped = threading.Event()
-
-    class Server(ThreadedTCPServer):
-        """Serves one client."""
-
-        def client_disconnected(self, client):
-            """Stop."""
-            getattr(self, method)()
-            stopped.set()
-
-    server = serve(Echo, Server, drain_timeout=GUARD, force_timeout=0)
-    assert ask(server) == b"ping\n"
-    assert stopped.wait(GUARD / 2), "it has waited for itself"
-    assert server.stop().clean
-
-
-@pytest.mark.parametrize("method", ["stop", "server_close"])
-def test_background_thread_that_stops_behind_its_loop_is_joined_at_once(serve, monkeypatch, method):
-    """A serve_forever that closes the server in its ``finally`` and a stop do not wait for each other."""
-    monkeypatch.setattr("threaded_echo.stopping._TAIL", GUARD)
-
-    class Server(ThreadedTCPServer):
-        """Closes itself."""
-
-        def serve_forever(self, poll_interval=0.5):
-            """Serve, then close."""
-            try:
-                super().serve_forever(poll_interval)
-            finally:
-                getattr(self, method)()
-
-    for _ in range(20):
-        report = serve(Echo, Server).stop()
-        assert report.clean and report.seconds < GUARD / 2
-
-
-def test_background_thread_that_goes_on_behind_its_loop_is_waited_for_and_reported(serve, caplog):
-    """What a program does at the end of its own serve_forever belongs to the serving."""
-    over, release = threading.Event(), threading.Event()
-
-    class Server(ThreadedTCPServer):
-        """Takes its time to end."""
-
-        def serve_forever(self, poll_interval=0.5):
-            """Serve, then wait."""
-            super().serve_forever(poll_interval)
-            over.set()
-            wait_until(release)
-
-    server = serve(Echo, Server)
-    [survivor] = server.stop(0, 0).survivors
-    assert (survivor.client, survivor.thread.name) == (None, "threaded_echo serving")
-    wait_until(over)
-    release.set()
-    assert server.stop(GUARD).clean
+    monkeypatch.setattr(Stopping, "_report", report_late)
+    monkeypatch.setattr(Stopping, "_follow", lambda self, stop: (following.set(), follow(self, stop))[1])
+    server.shutdown()
+    late[0].join(GUARD)
+    assert not late[0].is_alive() and server.fileno() < 0

@@ -1,14 +1,17 @@
 """The stop: every state that the server may be in, and its way back to serving."""
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
 
 from threaded_echo import ThreadedTCPServer
+from threaded_echo.state import ServerState
+from threaded_echo.stopping import Stopping
 
 from .conftest import LOOPBACK
-from .tools import GUARD, Echo, Gate, ask, connect, running, wait_until
+from .tools import GUARD, Echo, Gate, ask, connect, receive_all, running, until, wait_until
 
 
 @pytest.mark.parametrize("ending", ["stop", "server_close"])
@@ -17,12 +20,12 @@ def test_stop_before_start_closes(ending):
     server = ThreadedTCPServer(LOOPBACK, Echo)
     getattr(server, ending)()
     for serving in (server.start, server.serve_forever, server.handle_request):
-        with pytest.raises(RuntimeError, match="closed"):
+        with pytest.raises(RuntimeError, match=r"closed and cannot serve again; shutdown\(\), in place of stop\(\)"):
             serving()
 
 
 def test_shutdown_before_serve_forever_ends_the_next_one():
-    """As in socketserver: a loop that is on its way in a new thread is ended, whoever comes first."""
+    """A loop that is on its way in a new thread is ended, whoever comes first, as in socketserver."""
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         server.shutdown()
         server.serve_forever()
@@ -32,7 +35,7 @@ def test_shutdown_before_serve_forever_ends_the_next_one():
 
 
 def test_stop_twice_finds_nothing_the_second_time(serve):
-    """A second stop is at once through."""
+    """The second stop has nothing to wait for."""
     server = serve(Echo)
     with connect(server) as client:
         client.sendall(b"x")
@@ -89,7 +92,7 @@ def test_serving_again_waits_for_the_stop_in_progress(serve, monkeypatch):
 
 
 def test_stop_while_starting_raises_in_start():
-    """A stop that comes between start() and the first accept is told there."""
+    """A stop that comes between start() and the first accept is an error of start()."""
     server: ThreadedTCPServer
 
     class Server(ThreadedTCPServer):
@@ -104,28 +107,35 @@ def test_stop_while_starting_raises_in_start():
         server.start()
 
 
-def test_stop_without_patience_waits_for_the_loop_to_return(serve, caplog):
-    """A loop that only has to return is joined, and not told of, however little time a stop is given."""
+def test_stop_without_patience_waits_for_a_loop_that_only_has_to_return(serve, caplog, monkeypatch):
+    """It is in a hook when the stop begins; it is joined and not reported, however few seconds a stop is given."""
+    asked, waiting, gate = threading.Event(), threading.Event(), Gate()
+
     class Server(ThreadedTCPServer):
-        """Its loop is in a hook when the stop begins, and needs a moment to leave it."""
+        """Leaves its hook when the stop waits for its loop."""
 
-        def service_actions(self) -> None:
-            """Take a moment once a stop has begun."""
+        def service_actions(self):
+            """Wait for that."""
             if gate.entered.is_set():
-                wait_until(self.stopping)
-                threading.Event().wait(0.1)
+                asked.set()
+                wait_until(waiting)
 
-    gate = Gate()
-    for server_class in [Server, *[ThreadedTCPServer] * 20]:
-        server = serve(gate.handler, server_class)
-        with connect(server):
-            wait_until(gate.entered)
-            report = server.stop(0, 0)
-        gate.entered.clear()
+    def wait(self, *arguments):
+        waiting.set()
+        return stopping_wait(self, *arguments)
+
+    stopping_wait = Stopping._wait
+    monkeypatch.setattr(Stopping, "_wait", wait)
+    monkeypatch.setattr("threaded_echo.stopping._TAIL", GUARD)
+    server = serve(gate.handler, Server)
+    with connect(server):
+        wait_until(asked)
+        report = server.stop(0, 0)
         assert not any(thread.name.endswith("serving") for thread in threading.enumerate())
-        assert len(report.survivors) == 1
-    assert "threaded_echo serving" not in caplog.text
-    gate.release.set()
+        assert [survivor.client.number for survivor in report.survivors] == [1]
+        assert "threaded_echo serving" not in caplog.text
+        gate.release.set()
+    assert server.stop(drain=GUARD).clean
 
 
 def test_serving_loop_that_hangs_is_reported(serve, caplog):
@@ -152,26 +162,30 @@ def test_serving_loop_that_hangs_is_reported(serve, caplog):
     server.stop(drain=GUARD)
 
 
-def test_loop_on_handle_request_is_joined(serve):
-    """A serve_forever of the program's own that comes back during the stop is sent away, not served."""
-    between, release = threading.Event(), threading.Event()
+def test_loop_on_handle_request_that_comes_back_during_a_stop_is_sent_away_and_joined(serve):
+    """The client that waits in the queue by then is not served, and the stop waits for the loop to end."""
+    between, release, threads = threading.Event(), threading.Event(), []
 
     class Server(ThreadedTCPServer):
         """Loops itself, and tarries between two requests."""
 
         def serve_forever(self, poll_interval=0.5):
             """Handle requests until a stop."""
+            threads.append(threading.current_thread())
             self.handle_request()
             between.set()
             wait_until(release)
             self.handle_request()
+            between.clear()
 
     server = serve(Echo, Server)
-    with connect(server):
+    with connect(server), connect(server):
         wait_until(between)
         with running(server.stop):
             wait_until(server.stopping)
             release.set()
+    assert not between.is_set() and not threads[0].is_alive()
+    assert server.stats().accepted == 1
 
 
 def test_handle_request_in_another_thread_returns_at_a_stop():
@@ -179,6 +193,120 @@ def test_handle_request_in_another_thread_returns_at_a_stop():
     server = ThreadedTCPServer(LOOPBACK, Echo)
     server.timeout = 3600
     with running(server.handle_request):
-        while not server._threaded_state.loops.running:
-            pass
+        until(lambda: server._threaded_state.loops.running)
         server.stop()
+
+
+@pytest.mark.parametrize("leave", ["exit", "stop", "server_close", "shutdown"])
+def test_survivor_that_a_stop_has_given_up_on_is_not_waited_for_again(serve, leave):
+    """Leaving the ``with`` after ``stop(0, 0)`` returns though the handler never ends: it would take two hours."""
+    gate = Gate()
+    server = serve(gate.handler, drain_timeout=3600.0, force_timeout=3600.0)
+    with connect(server):
+        wait_until(gate.entered)
+        thread = server.clients[1].thread
+        assert len(server.stop(0, 0).survivors) == 1
+        if leave == "exit":
+            server.__exit__(None, None, None)
+        else:
+            getattr(server, leave)()
+        assert thread.is_alive() and list(server.clients) == [1]
+        gate.release.set()
+        thread.join(GUARD)
+    assert server.stop(drain=GUARD).clean
+
+
+def test_survivor_is_waited_for_again_if_seconds_are_given(serve):
+    """A stop with seconds of its own waits for what an earlier one has given up on."""
+    gate, reports = Gate(), []
+    server = serve(gate.handler)
+    with connect(server):
+        wait_until(gate.entered)
+        assert not server.stop(0, 0).clean
+        with running(lambda: reports.append(server.stop(drain=GUARD))):
+            gate.release.set()
+    assert reports[0].clean and not server.clients
+
+
+def test_serving_from_inside_ones_own_stop_is_an_error():
+    """It would wait for itself."""
+    errors = []
+
+    class Server(ThreadedTCPServer):
+        """Serves again when it is closed."""
+
+        def server_close(self):
+            """Serve, then close."""
+            for serve_again in (self.serve_forever, self.handle_request):
+                with pytest.raises(RuntimeError, match="cannot serve from inside its own stop"):
+                    serve_again()
+                errors.append(serve_again.__name__)
+            super().server_close()
+
+    with Server(LOOPBACK, Echo):
+        pass
+    assert errors == ["serve_forever", "handle_request"]
+
+
+def test_error_of_a_programs_server_close_is_raised_after_the_stop(serve):
+    """The clients have been ended by then, and the threads joined."""
+    class Server(ThreadedTCPServer):
+        """Cannot remove a file of its own."""
+
+        def server_close(self):
+            """Close, then fail."""
+            super().server_close()
+            if not self.failed:
+                self.failed = True
+                raise FileNotFoundError("a file of its own")
+
+        failed = False
+
+    server = serve(Echo, Server)
+    with connect(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        with pytest.raises(FileNotFoundError, match="a file of its own"):
+            server.stop()
+        assert receive_all(client) == b"" and not server.clients
+    assert (server.stats().threads_busy, server.stats().threads_idle) == (0, 0)
+    assert server.stop().clean
+
+
+def test_forked_process_has_a_copy_that_knows_no_clients(monkeypatch):
+    """They are its parent's, as the threads and the locks are."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server, connect(server) as client:
+        server.handle_request()
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        state = server._threaded_state
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 0)
+            copied = ServerState.of(server)
+            assert copied is not state and copied.registry.lock is not state.registry.lock
+            assert not server.clients and server.stats().accepted == 0
+            assert server.stop().clean and server.fileno() < 0
+        vars(server)["_threaded_state"] = state
+        client.sendall(b"y")
+        assert client.recv(1) == b"y"
+
+
+def test_background_thread_that_goes_on_behind_its_loop_is_waited_for_and_reported(serve, caplog):
+    """What a program does at the end of its own serve_forever belongs to the serving."""
+    over, release = threading.Event(), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Takes its time to end."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Serve, then wait."""
+            super().serve_forever(poll_interval)
+            over.set()
+            wait_until(release)
+
+    server = serve(Echo, Server)
+    [survivor] = server.stop(0, 0).survivors
+    assert (survivor.client, survivor.thread.name) == (None, "threaded_echo serving")
+    wait_until(over)
+    release.set()
+    assert server.stop(GUARD).clean

@@ -5,9 +5,12 @@ import select
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from threaded_echo import ThreadedTCPServer
 
 GUARD = 50.0
 """Seconds after which a wait gives up: only a guard against hanging, never what a test measures."""
@@ -59,6 +62,14 @@ def wait_until(event: threading.Event) -> None:
     assert event.wait(GUARD), "it did not happen in time"
 
 
+def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition is true of which no event tells, or fail."""
+    deadline, pause = time.monotonic() + GUARD, threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        pause.wait(0.001)  # and leave the processor to those that make it true
+
+
 @contextmanager
 def running(target: Callable[..., object], *arguments: Any, **keywords: Any) -> Iterator[threading.Thread]:
     """Run a function in a thread, which is joined at the end."""
@@ -90,6 +101,11 @@ def together(count: int, function: Callable[[], Any]) -> list[Any]:
     assert not errors, errors
     assert len(results) == count, "not all of them returned"
     return results
+
+
+def subclass(**body: Any) -> type[ThreadedTCPServer]:
+    """Make a server class with these members."""
+    return type("Server", (ThreadedTCPServer,), body)
 
 
 class Gate:

@@ -116,7 +116,7 @@ def test_line_after_the_end_is_dropped():
 
 
 def test_program_without_a_console_prints_nothing():
-    """Its standard output is None."""
+    """Such a program's standard output is None."""
     writer = Writer(None, unexpected, "test")
     writer.start()
     writer.write("nowhere")

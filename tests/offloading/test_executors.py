@@ -19,7 +19,7 @@ from threaded_echo.offloading.calls import Offloads
 
 from .. import calls
 from ..system.programs import CHECKOUT
-from ..tools import GUARD, Gate, running, wait_until
+from ..tools import GUARD, Gate, running, until, wait_until
 from .tools import KINDS, executor_of, stay
 
 
@@ -93,8 +93,7 @@ def test_call_that_a_stop_has_given_up_keeps_no_argument(kind):
             thread = threading.Thread(target=call, args=(argument,))
             argument = None
             thread.start()
-            while not (offloads._queue if kind == "queued" else len(offloads._submitted) == 2):
-                threading.Event().wait(0.001)
+            until(lambda: offloads._queue if kind == "queued" else len(offloads._submitted) == 2)
             period.force()
             offloads.give_up()
             thread.join()

@@ -122,7 +122,7 @@ def test_message_whose_descriptors_do_not_come_keeps_none():
         assert ours.recv(1) == b""
 
 
-def test_most_descriptors_of_a_message(monkeypatch):
+def test_message_with_too_many_descriptors_is_a_type_error(monkeypatch):
     """One byte says how many there are."""
     monkeypatch.setattr(messages, "MOST_DESCRIPTORS", 1)
     one, other = socket.socketpair()
@@ -132,8 +132,8 @@ def test_most_descriptors_of_a_message(monkeypatch):
             pickle_call(calls.write, (one, other), {})
 
 
-def test_socket_of_a_platform_that_cannot_send_it(monkeypatch):
-    """multiprocessing's own way is used, which ends with the interpreter."""
+def test_socket_on_a_platform_that_cannot_send_one_goes_multiprocessings_own_way(monkeypatch):
+    """What multiprocessing starts for that ends with the interpreter."""
     monkeypatch.setattr(messages, "_SENDS_DESCRIPTORS", False)
     monkeypatch.setitem(messages.ForkingPickler._extra_reducers, socket.socket, lambda each: (str, ("a socket",)))
     ours, theirs = socket.socketpair()

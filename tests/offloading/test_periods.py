@@ -13,6 +13,7 @@ from threaded_echo.offloading.calls import Offloads
 from threaded_echo.offloading.processes import Workers
 
 from .. import calls
+from ..tools import until
 from .tools import calling, executor_of
 
 
@@ -30,8 +31,7 @@ def test_forced_period_ends_its_calls_only(kind, meeting):
             meeting.welcome()
             with calling(call, new, calls.square, 3) as waiting_call:
                 with calling(call, old, calls.square, 2) as lost:
-                    while offloads.count()[1] < 2:
-                        threading.Event().wait(0.001)
+                    until(lambda: offloads.count()[1] == 2)
                     old.force()
                     offloads.give_up()
                 assert isinstance(lost[0], ServerStopping)

@@ -18,7 +18,7 @@ from threaded_echo.offloading import calls as offloading
 from .. import calls
 from ..conftest import LOOPBACK
 from .tools import calling, executor_of, meet_at, meeting_server, occupied, wait_for
-from ..tools import GUARD, Gate, connect, receive, receive_all, running, together, wait_until
+from ..tools import GUARD, Gate, connect, receive, receive_all, running, together, until, wait_until
 
 
 def test_workers_are_there_before_the_first_client(serve):
@@ -53,8 +53,7 @@ def test_stop_while_workers_start_ends_them(monkeypatch):
     with ThreadedTCPServer(LOOPBACK, executor=1) as server:
         offloads = server._threaded_state.offloads
         with calling(server.start) as outcome:
-            while offloads._workers is None or not offloads._workers._held:
-                threading.Event().wait(0.001)
+            until(lambda: offloads._workers is not None and offloads._workers._held)
             server.stop(0)
         assert isinstance(outcome[0], RuntimeError)
         assert not multiprocessing.active_children()

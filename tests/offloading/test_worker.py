@@ -1,6 +1,7 @@
 """One worker process: started, called, killed, collected."""
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -218,6 +219,10 @@ def test_idle_worker_that_does_not_return_is_killed(monkeypatch):
     monkeypatch.setattr("threaded_echo.offloading.processes.END_TIMEOUT", 0.2)
     with pool(1) as workers:
         call_in(workers, calls.leave_a_thread)
+        [process] = multiprocessing.active_children()
+        [idle] = workers._idle
+    assert idle.exitcode == -signal.SIGKILL
+    assert process not in multiprocessing.active_children()
 
 
 def test_pidfd_is_used_only_if_the_kernel_has_it(monkeypatch):

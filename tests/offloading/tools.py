@@ -11,7 +11,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import pytest
 
 from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer
 from threaded_echo.clients.period import Period
@@ -19,7 +18,7 @@ from threaded_echo.offloading.processes import Workers
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
-from ..tools import GUARD, LOOPBACK, Gate, Meeting, running, wait_until
+from ..tools import GUARD, LOOPBACK, Gate, Meeting, running, until, wait_until
 
 
 class Meet(LineHandler):
@@ -105,12 +104,8 @@ def meeting_server(kind: str, meeting: Meeting, **options: Any) -> Iterator[Thre
 
 
 def wait_for(server: ThreadedTCPServer, what: Callable[[Any], bool]) -> None:
-    """Poll the statistics until ``what`` is true of them: the server reports no event for what happens inside."""
-    for _ in range(int(GUARD * 100)):
-        if what(server.stats()):
-            return
-        threading.Event().wait(0.01)
-    pytest.fail(f"it did not happen in time: {server.stats()}")
+    """Wait until ``what`` is true of the statistics: the server reports no event for what happens inside."""
+    until(lambda: what(server.stats()))
 
 
 def stay(gate: Gate) -> None:

@@ -28,7 +28,7 @@ def run(folder, *arguments):
 
 @pytest.mark.parametrize("names", [["connections", "pingpong"], ["lines", "cost"]])
 def test_benchmark_prints_and_keeps_its_figures(tmp_path, names):
-    """A table for people, JSON for programs, and no errors under load."""
+    """It prints a table for people, keeps JSON for programs, and sees no errors under load."""
     printed = run(tmp_path, *names, "--peers", "stock", "threaded_echo")
     for name in names:
         table = json.loads((tmp_path / f"{name}.json").read_text())
@@ -69,7 +69,7 @@ def test_offload_benchmark_measures_light_and_heavy_clients(tmp_path):
     ("many", "threaded_echo"), ("many", "stock"), ("many", BARE), ("idle", "threaded_echo"),
 ])
 def test_standing_benchmark_measures_itself(benchmark_name, peer):
-    """With few clients: it has figures, and the server that it measures stops."""
+    """With few clients it has figures, and the server that it measures stops."""
     figures = program(Where(), benchmark_name, peer, 5)
     assert figures["stop_s"] > 0
     assert ("one_more_us" if benchmark_name == "many" else "wakeups_a_second") in figures

@@ -31,7 +31,7 @@ IPV6 = pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
     ("/tmp/a\rb", "/tmp/a\\rb"), (b"\xff", "\\udcff"), (None, "None"), ((1,), "(1,)"),
 ])
 def test_address_is_shown_as_people_write_it(address, shown):
-    """What a peer has chosen cannot drive a terminal, nor forge a line."""
+    """What a peer has chosen can neither drive a terminal nor forge a line."""
     assert show_address(address) == shown
 
 

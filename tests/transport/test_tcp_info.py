@@ -23,7 +23,7 @@ def pair():
 
 @linux
 def test_bytes_are_counted_both_ways(pair):
-    """Exactly those that passed."""
+    """The counts are exactly the bytes that passed."""
     client, server = pair
     assert read_traffic(server)[:2] == (0, 0)
     client.sendall(b"hello")

@@ -10,13 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from threaded_echo import ThreadedTCPServer
+from threaded_echo import ThreadedTCPServer, current_client
 from threaded_echo.transport import tls
 
 from ..conftest import LOOPBACK
-from ..tools import Echo, connect, receive, receive_all
+from ..tools import Echo, connect, receive, receive_all, until
 
 CERTIFICATE = Path(__file__).with_name("certificate.pem")
+
+
+def server_context():
+    """Make the context of a server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
 
 
 class TLSServer(ThreadedTCPServer):
@@ -24,22 +31,25 @@ class TLSServer(ThreadedTCPServer):
 
     def server_activate(self):
         """Wrap, and listen."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(CERTIFICATE)
-        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.socket = server_context().wrap_socket(self.socket, server_side=True)
         self.socket.listen()
 
 
 def connect_tls(server, version=ssl.TLSVersion.TLSv1_3):
-    """Connect with a handshake, of at most that version; the certificate is our own."""
+    """Connect with a handshake, of at most that version."""
+    return wrap_tls(connect(server), version)
+
+
+def wrap_tls(connection, version=ssl.TLSVersion.TLSv1_3):
+    """Shake hands on a connection; the certificate is our own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.maximum_version = version
     context.load_verify_locations(CERTIFICATE)
-    return context.wrap_socket(connect(server), server_hostname="localhost")
+    return context.wrap_socket(connection, server_hostname="localhost")
 
 
 def test_client_that_never_shakes_hands_holds_up_nobody(serve):
-    """Others are served meanwhile; a stop ends them all."""
+    """Others are served meanwhile, and a stop ends them all."""
     server = serve(Echo, TLSServer)
     with connect(server) as silent, connect_tls(server) as client:
         client.sendall(b"secret")
@@ -92,7 +102,7 @@ def test_verify_request_sees_a_client_that_has_shaken_hands(serve):
 
 
 def test_client_that_speaks_no_tls_is_no_failure(serve, caplog):
-    """A failed handshake is told at info level, with the client's number."""
+    """A failed handshake is logged at info level, with the client's number."""
     caplog.set_level(logging.INFO, logger="threaded_echo")
     server = serve(Echo, TLSServer)
     with connect(server) as client:
@@ -116,7 +126,7 @@ def test_tls_client_that_vanishes_is_no_failure(serve, caplog):
 
 
 def test_connection_that_cannot_be_wrapped_is_gone():
-    """A connection reset before it was wrapped is told as such, and closed."""
+    """A connection that was reset before it could be wrapped is a ConnectionAbortedError, and is closed."""
     class Context:
         """Finds no peer."""
 
@@ -141,8 +151,131 @@ def test_connection_that_cannot_be_wrapped_is_gone():
 
 
 def test_other_sockets_are_no_tls():
-    """Told apart without importing ssl, and left alone."""
+    """They are told apart without importing ssl, and left alone."""
     with socket.socket() as plain:
         assert tls.as_tls(plain) is None
         tls.shake_hands(plain)
     assert not tls.is_tls_error(OSError())
+
+
+def test_verify_request_sees_a_tls_client_after_its_handshake(serve):
+    """As on socketserver's own servers, it may look at the client's certificate; it is asked once."""
+    seen = []
+
+    class Server(TLSServer):
+        """Refuses the second client."""
+
+        def verify_request(self, request, client_address):
+            """Look."""
+            seen.append((request.version() is not None, current_client().number))
+            return len(seen) == 1
+
+    server = serve(Echo, Server)
+    with connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        with connect_tls(server) as refused, suppress(ssl.SSLError, ConnectionError):
+            assert receive_all(refused) == b""
+    server.stop()
+    assert seen == [(True, 1), (True, 2)]
+    assert (server.stats().refused, server.stats().finished) == (1, 1)
+
+
+def test_verify_request_that_fails_after_a_handshake_costs_its_client_only(serve, caplog):
+    """The error is handled as any other of that client."""
+    class Server(TLSServer):
+        """Fails for the first client."""
+
+        def verify_request(self, request, client_address):
+            """Fail."""
+            if current_client().number == 1:
+                raise ZeroDivisionError("its certificate")
+            return True
+
+    server = serve(Echo, Server)
+    with connect_tls(server) as client, suppress(ssl.SSLError, ConnectionError):
+        assert receive_all(client) == b""
+    with connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    server.stop()
+    assert "client 1: its handler has failed" in caplog.text and "ZeroDivisionError: its certificate" in caplog.text
+    assert server.stats().failed == 1
+
+
+def test_send_of_another_thread_before_the_handshake_raises_and_nothing_goes_out(serve):
+    """It would go out in the clear. After the handshake it works."""
+    server = serve(Echo, TLSServer)
+    with connect(server) as plain:
+        until(lambda: server.clients and server.clients[1].state == "handshaking")
+        client = server.clients[1]
+        with pytest.raises(ConnectionAbortedError, match="client 1: its TLS handshake is not done yet"):
+            client.send(b"in the clear")
+        with wrap_tls(plain) as secure:
+            secure.sendall(b"x")
+            assert secure.recv(1) == b"x"
+            client.send(b"not in the clear")
+            assert receive(secure, 16) == b"not in the clear"
+
+
+def test_handshake_of_a_connection_that_a_program_has_wrapped_itself_may_fail(serve, caplog):
+    """It is done before the handler runs, which does not run then; the client is no failure."""
+    caplog.set_level(logging.INFO, logger="threaded_echo")
+    ran = []
+
+    class Server(ThreadedTCPServer):
+        """Wraps each connection in the handler's thread."""
+
+        def finish_request(self, request, client_address):
+            """Wrap, and leave the handshake to whoever reads first."""
+            with server_context().wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secure:
+                super().finish_request(secure, client_address)
+
+    class Handler(Echo):
+        """Says that it has run."""
+
+        def setup(self):
+            """Note it."""
+            ran.append(current_client().number)
+
+    server = serve(Handler, Server)
+    with connect(server) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        with suppress(ConnectionError):
+            receive_all(client)
+    with connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    server.stop()
+    assert ran == [2] and "client 1: its TLS handshake has failed" in caplog.text and server.stats().failed == 0
+
+
+def test_handshake_outside_any_client_may_fail(caplog):
+    """A program serves what it has accepted and wrapped by itself."""
+    caplog.set_level(logging.INFO, logger="threaded_echo")
+    with ThreadedTCPServer(LOOPBACK, Echo) as server, connect(server) as client:
+        request, address = server.socket.accept()
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        with server_context().wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secure:
+            server.finish_request(secure, address)
+    assert "its TLS handshake has failed" in caplog.text
+
+
+def test_listener_that_takes_a_ragged_end_for_an_error_is_left_as_it_is(serve):
+    """A program that wants to know of every end without a close alert still does."""
+    class Server(ThreadedTCPServer):
+        """Wraps its listening socket, and wants to know."""
+
+        def server_activate(self):
+            """Wrap, and listen."""
+            self.socket = server_context().wrap_socket(self.socket, server_side=True, suppress_ragged_eofs=False)
+            self.socket.listen()
+
+    server = serve(Echo, Server)
+    options = server.socket.context.options
+    with connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert server.socket.context.options == options
+        with suppress(ssl.SSLError):  # the handler closes without an alert of its own
+            client.unwrap()

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -57,20 +57,18 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
 
     with handled(obey):
         logger.log(NOTICE, "listening on %s", show_address(server.server_address), extra={"event": "listening"})
-        stops = True
-        try:
+        with ExitStack() as stack:
+            # An exception of another signal handler, too, stops the server.
+            stack.callback(lambda: reports.append(server._threaded_stop()))
             try:
                 state.loops.begin(serve)
             except RuntimeError:  # it serves already, or there are no threads: it stays as it was
-                stops = False
+                stack.pop_all()
                 raise
             _wait(reasons, duration)
             live = len(state.registry.live)
             logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s",
                        extra={"event": "stopping"})
-        finally:  # an exception of another signal handler, too, stops the server
-            if stops:
-                reports.append(server._threaded_stop())
         # A second signal's stop may have been over before the first one's began, which then found nothing to do.
         report = max(reversed(reports), key=lambda report: report.drained + report.forced)
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})

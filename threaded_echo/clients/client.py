@@ -191,10 +191,6 @@ class Client:
     def _has_failed(self) -> bool:
         return self._outcome == "failed"
 
-    def _is_cut(self) -> bool:
-        """Return whether the server has ended both directions."""
-        return self._phase in _LAST
-
     def _has_ended_its_stream(self) -> bool:
         """Return whether an end of stream that its handler has seen is the client's own, not the server's."""
         return self.reason is None or self._ended_its_stream

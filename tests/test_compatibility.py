@@ -5,6 +5,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer
 
-from ..conftest import LOOPBACK
-from ..tools import Echo, ask, connect, receive, receive_all, running
+from .conftest import LOOPBACK
+from .tools import Echo, ask, connect, receive, receive_all, running, until, wait_until
 from .overrides import Told
 
 pytestmark = pytest.mark.timeout(20)  # what such programs meet, if they meet anything, is a wait without end
@@ -86,7 +87,7 @@ def test_shutdown_below_the_mixin_that_closes_frees_the_port(end: str) -> None:
 
 
 def test_shutdown_below_the_mixin_ends_a_loop_in_a_thread_of_the_programs_own() -> None:
-    """As pynetdicom serves: `serve_forever` in a thread that the program has made, and `shutdown` for the end."""
+    """pynetdicom calls `serve_forever` in a thread of its own, and `shutdown` for the end."""
     class Server(ThreadedMixIn, ClosesInShutdown):
         """Under test."""
 
@@ -197,6 +198,9 @@ def test_threads_of_socketservers_process_request_by_name_are_joined(daemon_thre
         report = server.stop()
         assert (report.drained, report.forced, report.clean) == (1, 0, True)
         [thread] = handler.threads
+        # socketserver's list keeps no daemons: nobody joins those, which have nothing left to do but to return.
+        if daemon_threads:
+            until(lambda: not thread.is_alive())
         assert not thread.is_alive()
     check_stopped(server)
 
@@ -218,3 +222,76 @@ def test_server_close_of_socketservers_mixin_by_name_ends_and_joins_its_clients(
         [thread] = handler.threads
         assert not thread.is_alive()
     check_stopped(server)
+
+
+def test_handle_request_below_the_mixin_runs_around_the_accept() -> None:
+    """The override runs, and its client is numbered."""
+    class Prepares(Told, socketserver.TCPServer):
+        """Does something before it accepts, and after."""
+
+        def handle_request(self) -> None:
+            """Accept in between."""
+            self.tell("before")
+            self.socket.settimeout(20)
+            self._handle_request_noblock()
+            self.tell("after")
+
+    class Server(ThreadedMixIn, Prepares):
+        """Under test."""
+
+    server = Server(LOOPBACK, Echo)
+    with server, connect(server) as client:
+        server.handle_request()
+        client.sendall(b"x")
+        assert client.recv(1) == b"x" and list(server.clients) == [1]
+        assert server.stop().drained == 1
+    assert server.told == {"before": 1, "after": 1}
+    check_stopped(server)
+
+
+def test_flags_of_socketserver_tell_whether_it_serves() -> None:
+    """Programs look at them by name; looking serves nobody."""
+    server: Any = ThreadedTCPServer(LOOPBACK, Echo)
+    with server:
+        assert server._BaseServer__shutdown_request is False
+        assert server._BaseServer__is_shut_down.is_set()
+        server.start()
+        assert server._BaseServer__shutdown_request is False
+        assert not server._BaseServer__is_shut_down.is_set()
+        server.shutdown()
+        assert server._BaseServer__is_shut_down.is_set()
+
+
+def test_daemon_thread_of_socketservers_process_request_that_runs_on_is_a_survivor() -> None:
+    """socketserver's list keeps no daemons, but the thread has served a client: a stop knows it, and waits for it."""
+    entered, release = threading.Event(), threading.Event()
+
+    class Server(ThreadedTCPServer):
+        """Under test."""
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            """Have socketserver start a daemon."""
+            socketserver.ThreadingMixIn.process_request(self, request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            """Hold the thread when its client has gone."""
+            super().shutdown_request(request)
+            entered.set()
+            wait_until(release)
+
+    server = Server(LOOPBACK, Echo)
+    with server.start(), connect(server) as client:
+        client.shutdown(socket.SHUT_WR)
+        wait_until(entered)
+        report = server.stop(drain=0.01, force=0.01)
+        release.set()
+        assert not report.clean
+
+
+def test_threads_attribute_of_a_programs_own_is_left_alone() -> None:
+    """A program may keep something else under socketserver's private name."""
+    server: Any = ThreadedTCPServer(LOOPBACK, Echo)
+    with server:
+        server._threads = own = ThreadPoolExecutor()  # whatever it is
+        own.join = own.shutdown  # socketserver calls it
+        assert server._threads is own

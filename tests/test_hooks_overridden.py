@@ -11,8 +11,8 @@ import pytest
 
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer, current_client
 
-from ..conftest import LOOPBACK
-from ..tools import GUARD, ask, connect, receive, receive_all, running, wait_until
+from .conftest import LOOPBACK
+from .tools import GUARD, ask, connect, receive, receive_all, running, wait_until
 from .overrides import ABOVE_ONLY, EITHER_SIDE, OwnVerify, Told
 
 
