@@ -219,3 +219,22 @@ def test_background_thread_that_stops_behind_its_loop_is_joined_at_once(serve, m
     for _ in range(20):
         report = serve(Echo, Server).stop()
         assert report.clean and report.seconds < GUARD / 2
+
+
+def test_stop_in_verify_request_does_not_wait_for_the_client_that_is_being_verified():
+    """Nobody serves that client yet, and the stop is called by the thread that would have it served."""
+    reports: list[StopReport] = []
+
+    class Server(ThreadedTCPServer):
+        """Stops when a client comes."""
+
+        def verify_request(self, request, client_address):
+            """Stop."""
+            reports.append(self.stop(drain=GUARD / 10, force=0.01))
+            return True
+
+    server = Server(LOOPBACK, Echo)
+    with connect(server):
+        server.serve_forever()
+    assert reports[0].survivors == () and reports[0].forced == 0
+    assert server.stop().clean

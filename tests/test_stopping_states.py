@@ -310,3 +310,17 @@ def test_background_thread_that_goes_on_behind_its_loop_is_waited_for_and_report
     wait_until(over)
     release.set()
     assert server.stop(GUARD).clean
+
+
+def test_forked_process_that_looks_at_its_copy_first_finds_no_clients(monkeypatch):
+    """Whatever it asks: its parent's clients would be disconnected, and its parent's locks may be held for ever."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server, connect(server) as client:
+        server.handle_request()
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        state = server._threaded_state
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 0)
+            found = dict(server.clients), server.stats().accepted, len(server._threads), "0 live" in repr(server)
+        vars(server)["_threaded_state"] = state
+    assert found == ({}, 0, 0, True)

@@ -357,7 +357,7 @@ class Stopping:
                 left[client] = thread
         found: list[tuple[Client | None, threading.Thread | None]] = [
             (client, thread) for client, thread in sorted(left.items(), key=lambda item: item[0].number)
-            if thread not in spared]
+            if not (thread in spared or thread is None and client in stop.called_inside.values() and spared)]
         known = {thread for _, thread in found} | spared
         others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1]
         if stop.background is not None and not stop.background.is_over:

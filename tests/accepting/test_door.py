@@ -1,6 +1,7 @@
 """The door: one thread gets through per connection, and nobody else wakes. Each kind of door passes the same tests."""
 from __future__ import annotations
 
+import os
 import queue
 import select
 import socket
@@ -15,7 +16,6 @@ from ..conftest import LOOPBACK
 from ..tools import GUARD, Echo, connect, receive, receive_all, running
 
 KINDS = ["epoll", "poll", "select"] if hasattr(select, "epoll") else ["poll", "select"]
-WITH_POLL = pytest.mark.parametrize("make", [kind for kind in KINDS if kind != "select"], indirect=True)
 
 
 @pytest.fixture(params=KINDS)
@@ -151,7 +151,6 @@ def test_listener_that_was_exchanged_is_the_one_that_is_waited_for(door, listene
                 door.reopen(other.fileno())
 
 
-@WITH_POLL
 def test_listener_that_was_closed_is_no_error_for_the_thread_at_the_door(door, listener):
     """Nobody gets in any more once the loop has shut the door, which it does then."""
     descriptor = listener.fileno()
@@ -163,7 +162,6 @@ def test_listener_that_was_closed_is_no_error_for_the_thread_at_the_door(door, l
         assert door.wait() is False
 
 
-@WITH_POLL
 def test_listener_that_is_known_to_be_closed_is_no_error_for_the_thread_at_the_door(door, listener):
     """The descriptor of a closed listener is -1."""
     with connect(listener.getsockname()):
@@ -218,3 +216,18 @@ def test_thread_that_never_reopens_leaves_nobody_behind_once_it_is_shut(make, li
             door.shut()
         door.close()
     assert let_through == [False]
+
+
+def test_listener_that_was_exchanged_for_one_with_the_same_descriptor_is_waited_for(door, listener):
+    """The system gives the number of a closed listener to the next socket: the door must not take it for the old one.
+    """
+    descriptor = listener.fileno()
+    with socket.create_server(LOOPBACK) as other:
+        with connect(listener.getsockname()):
+            assert door.wait() is True
+            listener.close()
+            with socket.socket(fileno=os.dup2(other.fileno(), descriptor)):
+                door.reopen(descriptor)
+                with connect(other.getsockname()):
+                    assert door.wait(5) is True
+                    door.reopen(descriptor)

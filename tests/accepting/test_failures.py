@@ -192,3 +192,34 @@ def test_listener_is_broken_if_it_is_closed_or_does_not_listen(monkeypatch):
         assert failures.is_broken(types.SimpleNamespace(socket=silent)) is False
         monkeypatch.undo()
     assert failures.is_broken(types.SimpleNamespace(socket=listening)) is True
+
+
+def test_broken_listener_that_an_idle_thread_finds_while_the_loop_is_elsewhere_ends_it_loudly(serve, monkeypatch):
+    """The loop is in a hook then, and comes back to an end that it must not take for a stop."""
+    seen, hold, held, release = (threading.Event() for _ in range(4))
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.set())
+
+    class Server(ThreadedTCPServer):
+        """Holds its loop."""
+
+        def serve_forever(self, poll_interval=0.5):
+            """Poll often."""
+            super().serve_forever(0.01)
+
+        def service_actions(self):
+            """Wait, if told to."""
+            if hold.is_set():
+                held.set()
+                wait_until(release)
+
+    server = serve(Echo, Server)
+    assert ask(server) == b"ping\n"
+    until(lambda: server._threaded_state.threads.count() == (0, 1))
+    hold.set()
+    wait_until(held)
+    [loop] = server._threaded_state.loops.running
+    break_listener(server)
+    until(lambda: loop.stopped)
+    release.set()
+    server._threaded_state.loops.background.join()
+    assert seen.is_set()

@@ -100,8 +100,8 @@ def test_error_that_an_idle_thread_meets_at_the_door_is_raised_in_the_loop(a_loo
     with connect(listener.getsockname()):
         assert made.next_client(accept, lambda: False) is None
     with pytest.raises(type(error)) as raised:
-        made.wait(None)
-    assert raised.value is error and made.stopped
+        made.raise_error()
+    assert raised.value is error and made.stopped and made.wait(None) is False
 
 
 def test_door_is_closed_by_the_last_of_those_that_wait_at_it():

@@ -169,3 +169,30 @@ def test_signal_in_a_forked_process_is_not_the_servers(monkeypatch):
     for number, handler in zip(SIGNALS, kept, strict=True):
         signal.signal(number, handler)
     assert (before, ours) == ([signal.SIGTERM], [signal.SIGTERM])
+
+
+def test_second_signal_as_the_stop_begins_to_wait_cuts_the_connections(monkeypatch):
+    """It comes after the stop has looked how long to wait, and before it waits: nobody is there yet to be woken."""
+    flood = Flood()
+    server = server_of(flood.handler, drain_timeout=300)
+    changed = server._threaded_state.registry.changed
+    waits = []
+
+    def wait(timeout=None, wait=changed.wait):
+        if server.stopping.is_set() and not waits and not server._threaded_state.loops.running:
+            waits.append(timeout)
+            signal.raise_signal(signal.SIGTERM)
+        return wait(timeout)
+
+    monkeypatch.setattr(changed, "wait", wait)
+
+    def script():
+        with connect(server):
+            wait_until(flood.sending)
+            send(signal.SIGINT)
+            wait_until(gone)
+
+    gone = threading.Event()
+    server.client_disconnected = lambda client: gone.set()
+    report = run(server, script)
+    assert waits and (report.drained, report.forced) == (0, 1)

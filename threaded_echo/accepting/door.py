@@ -134,8 +134,10 @@ class PollDoor:
         if self._poll is not None:
             ready = self._poll.poll(None if timeout is None else timeout * 1000)
             return any(descriptor == self._listener for descriptor, _ in ready)
-        return bool(select.select([self._listener], [], [], 0)[0]  # Windows
-                    or self._listener in select.select([self._listener, self._waker.fileno()], [], [], timeout)[0])
+        try:  # Windows
+            return self._listener in select.select([self._listener, self._waker.fileno()], [], [], timeout)[0]
+        except (OSError, ValueError):  # the listener is closed, as accepting will find
+            return True
 
     def reopen(self, listener: int) -> None:
         """As `Door.reopen`."""

@@ -73,10 +73,12 @@ class Loop:
     def wait(self, timeout: float | None) -> bool:
         """Wait for a connection; False after a stop, or after ``timeout`` seconds."""
         assert self._door is not None, "open it first"
-        got_through = self._door.wait(timeout)
+        return self._door.wait(timeout)
+
+    def raise_error(self) -> None:
+        """Raise what an idle handler thread has met at the door, if it has ended the loop."""
         if self._error is not None:
             raise self._error
-        return got_through
 
     def reopen(self) -> None:
         """Let the next thread accept; if the program has closed the listening socket, end the loop."""

@@ -41,6 +41,7 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
                             loop.reopen()
                 if polls and not loop.stopped:
                     server.service_actions()
+            loop.raise_error()
     finally:
         state.loops.end(loop)
 
