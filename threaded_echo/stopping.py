@@ -309,7 +309,11 @@ class Stopping:
         return True
 
     def _loops_over(self, stop: _Stop, me: threading.Thread) -> bool:
-        return all(loop.thread is me or loop.thread in stop.inside for loop in self._loops.running)
+        """Return whether the serving threads are out of their loops, but for callers of this stop."""
+        serving = [loop.thread for loop in self._loops.running]
+        if stop.background is not None and not stop.background.is_over:
+            serving.append(stop.background)
+        return all(thread is me or thread in stop.inside for thread in serving)
 
     def _is_quiet(self, stop: _Stop, inside: bool) -> bool:
         """Return whether nothing runs any more that a caller may wait for: from inside, none of those is."""
