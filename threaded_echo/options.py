@@ -128,14 +128,15 @@ def install(mixin: type) -> None:
     for option in OPTIONS.values():
         if option.name not in _SOCKETSERVERS:
             setattr(mixin, option.name, option.default)
-    mixin.__doc__ = f"{(mixin.__doc__ or '').rstrip()}\n\n    {documentation()}\n    "
+    document(mixin)
 
 
-def documentation() -> str:
-    """Return what `help` shows of the options."""
+def document(server_class: type) -> None:
+    """Add to the docstring of a class what `help` is to show of the options."""
     paragraphs = [f"``{option.name}`` ({option.default!r}): {option.meaning}" for option in OPTIONS.values()]
     wrapped = [textwrap.fill(text, 116, initial_indent="- ", subsequent_indent="  ") for text in paragraphs]
-    return textwrap.indent("\n".join(["Options (name, default, meaning):", "", *wrapped]), "    ").strip()
+    text = textwrap.indent("\n".join(["Options (name, default, meaning):", "", *wrapped]), "    ")
+    server_class.__doc__ = f"{(server_class.__doc__ or '').rstrip()}\n\n{text}\n    "
 
 
 def settle(server_class: type) -> None:

@@ -68,3 +68,7 @@ else:  # pragma: no cover - Windows, which has no Unix sockets
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             raise NotImplementedError("this platform has no Unix sockets")
+
+
+for _server_class in (ThreadedTCPServer, ThreadedUnixStreamServer):
+    options.document(_server_class)
