@@ -179,9 +179,7 @@ PEERS: dict[str, Callable[[str], None]] = {
 def installed() -> list[str]:
     """Name the peers that this interpreter has."""
     missing = [name for name in ("uvloop", "gevent") if find_spec(name) is None]
-    if not hasattr(ThreadedTCPServer, "one_cpu"):  # an option that is still to come
-        missing.append(ONE_CPU)
-    return [name for name in PEERS if name not in missing and name.split()[0] not in missing]
+    return [name for name in PEERS if name.split()[0] not in missing]
 
 
 if __name__ == "__main__":
