@@ -135,3 +135,22 @@ def test_forked_child_knows_no_clients_and_its_close_leaves_the_parents_alone(se
         client.sendall(b"2")
         assert client.recv(1) == b"2" and len(server.clients) == 1
         assert ask(server) == b"ping\n"
+
+
+def test_request_of_another_servers_client_is_not_this_ones(serve):
+    """A handler may use another server's hooks for its own request: its client stays its own server's."""
+    other = ThreadedTCPServer(LOOPBACK, Echo)
+
+    class Handler(socketserver.BaseRequestHandler):
+        """Has the other server serve and close its request."""
+
+        def handle(self):
+            """Hand the request on."""
+            other.finish_request(self.request, self.client_address)
+            other.shutdown_request(self.request)
+
+    server = serve(Handler)
+    with other:
+        assert ask(server) == b"ping\n"
+        server.stop()
+        assert not server.clients and (server.stats().finished, other.stats().finished) == (1, 0)

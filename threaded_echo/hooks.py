@@ -390,10 +390,10 @@ class ClientHooks(_Base):
 
     def _threaded_find(self, request: Any) -> Client | None:
         """Find the live client of a request, which in most cases is the one that the calling thread serves."""
-        client = calling.client
-        if client is not None and client._connection.request is request and request is not None:
-            return client
-        return self._threaded_state.registry.find(request)
+        client, registry = calling.client, self._threaded_state.registry
+        if client is not None and client._connection.request is request and client._registry is registry:
+            return client if request is not None else None
+        return registry.find(request)
 
     def _threaded_client_of(self, request: Any) -> Client | None:
         """Find the client of a request, or of the calling thread."""
