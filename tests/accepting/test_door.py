@@ -231,3 +231,15 @@ def test_listener_that_was_exchanged_for_one_with_the_same_descriptor_is_waited_
                 with connect(other.getsockname()):
                     assert door.wait(5) is True
                     door.reopen(descriptor)
+
+
+@pytest.mark.parametrize("make", ["poll", "select"], indirect=True)
+def test_closed_listener_ends_a_wait_at_a_door_without_epoll(make, listener):
+    """Accepting then finds that it is closed. (epoll forgets it, and waits for the stop.)"""
+    door = make(listener.fileno())
+    listener.close()
+    assert door.wait() is True
+    door.reopen(-1)
+    door.shut()
+    assert door.wait() is False
+    door.close()
