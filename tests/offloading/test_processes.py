@@ -74,9 +74,9 @@ def test_killing_in_a_loop_mixes_up_no_answers():
     over = threading.Event()
 
     def use() -> tuple[int, int]:
-        """Call until the end; count the answers and the deaths."""
+        """Call until the end, and until there is an answer; count the answers and the deaths."""
         answers = deaths = 0
-        while not over.is_set():
+        while not over.is_set() or not answers:
             try:
                 assert call_in(workers, calls.square, answers) == answers * answers
                 answers += 1
