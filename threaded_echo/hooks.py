@@ -103,7 +103,7 @@ class ClientHooks(_Base):
                 loop.reopen()
             if client is not None:
                 self._threaded_admit(client, loop)
-        except BaseException:
+        except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind
             self._threaded_abandon(client)
             raise
 
@@ -133,7 +133,7 @@ class ClientHooks(_Base):
             client = self._threaded_accept(self._threaded_state.stopping.period)
             if client is not None:
                 self._threaded_in_serving_thread(client, partial(self._threaded_verify_and_process, client))
-        except BaseException:
+        except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind
             self._threaded_abandon(client)
             raise
 
@@ -196,7 +196,7 @@ class ClientHooks(_Base):
         try:
             self._threaded_state.threads.serve(client, self._threaded_serve_client, daemon=bool(self.daemon_threads),
                                                next_client=next_client, when_over=when_over)
-        except Exception:
+        except Exception:  # RuntimeError or MemoryError: no thread is to be had
             client._fail("thread")
             raise
 
