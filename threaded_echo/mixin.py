@@ -17,7 +17,7 @@ from . import options
 from .accepting import serving, signals
 from .clients.client import Client
 from .compatibility import NonDataProperty, ShutDownEvent, ThreadList
-from .hooks import ClientHooks
+from .hooks_accepting import AcceptingHooks
 from .observe.stats import ServerStats
 from .report import StopReport
 from .state import ServerState
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SOCKETSERVERS_THREADS: Any = getattr(socketserver, "_Threads", ())
 
 
-class ThreadedMixIn(ClientHooks):
+class ThreadedMixIn(AcceptingHooks):
     """Serve each client, which has a number, in a thread of its own; a stop ends and joins them all.
 
     It goes before a server class that is built on socketserver: ``class Server(ThreadedMixIn, HTTPServer)``.

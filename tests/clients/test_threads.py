@@ -83,7 +83,7 @@ def test_process_that_returns_in_a_handler_ends_there():
 
 def test_idle_threads_are_bounded(serve, monkeypatch):
     """No more than MAX_IDLE threads wait for a client; the others end."""
-    monkeypatch.setattr("threaded_echo.hooks.MAX_IDLE", 2)
+    monkeypatch.setattr("threaded_echo.hooks_accepting.MAX_IDLE", 2)
     server = serve(Echo)
     clients = [connect(server) for _ in range(5)]
     for client in clients:

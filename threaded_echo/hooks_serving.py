@@ -1,0 +1,131 @@
+"""The hooks of socketserver that run in a client's thread: a handler thread, or one of the program's own."""
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .clients.client import Client
+from .clients.threads import calling
+from .hooks_leaving import HANDSHAKES, HOOKS, LeavingHooks
+from .transport import tls
+
+
+class ServingHooks(LeavingHooks):
+    """What `ThreadedMixIn` does with a client in the thread that serves it."""
+
+    def _threaded_serve_client(self, client: Client) -> None:
+        """Serve one client in a handler thread."""
+        request = client._connection.request
+        if request is not None:  # else somebody has closed it meanwhile
+            self._threaded_serve(client, self.process_request_thread, request, client.address, closes=True)
+
+    def _threaded_serve(self, client: Client, handle: Callable[[Any, Any], None], request: Any, client_address: Any,
+                        closes: bool) -> None:
+        """Enter the service of a client, call ``handle``, and leave; ``closes``: it also closes the connection."""
+        before = calling.client
+        calling.client = client
+        entered = False
+        try:
+            entered = self._threaded_enter(client, request)
+            if entered:
+                handle(request, client_address)
+        finally:
+            if closes:
+                if not entered:  # refused, or a hook has raised SystemExit or an interrupt
+                    self.shutdown_request(request)
+                if client.state != "gone":  # an override has not closed it, or not through our hooks
+                    self._threaded_forget(client)
+            client.thread = None
+            calling.client = before
+
+    def _threaded_enter(self, client: Client, request: Any) -> bool:
+        """Shake hands, and call `client_connected`; False if the client is refused."""
+        if type(request) is not socket.socket and tls.awaits_handshake(request):
+            client._begin(threading.current_thread(), "handshaking")
+            if not self._threaded_shake_hands(client, request):
+                return False
+            client._move("serving")
+        else:
+            client._begin(threading.current_thread(), "serving")
+        client._announced = True
+        try:
+            self.client_connected(client)
+        except Exception:  # a program's own: the client is served all the same
+            self._threaded_log(HOOKS, logging.ERROR, "client %d: client_connected has failed", client.number,
+                               exc_info=True)
+        return True
+
+    def _threaded_shake_hands(self, client: Client, request: Any) -> bool:
+        """Do the TLS handshake, then ask ``verify_request``; False if the client is refused."""
+        try:
+            tls.shake_hands(request)
+            return self._threaded_verify(client)
+        except OSError as error:
+            self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s", client.number,
+                               error)
+            client._refuse("handshake")
+        except Exception as error:  # a program's verify_request
+            self._threaded_judge(client, error)
+            self.handle_error(request, client.address)
+        return False
+
+    def _threaded_verify(self, client: Client) -> bool:
+        """Ask ``verify_request``; ahead of a TLS handshake, leave that to the handler's thread."""
+        request = client._connection.request
+        if tls.awaits_handshake(request) or self.verify_request(request, client.address):
+            return True
+        client._refuse("verify")
+        return False
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one client, handle the exceptions of its handler, and close its connection."""
+        client = self._threaded_find(request)
+        if client is not None and client.thread is None:  # in a thread of the program's own
+            own = partial(ServingHooks.process_request_thread, self)
+            return self._threaded_serve(client, own, request, client_address, closes=True)
+        try:
+            self.finish_request(request, client_address)
+        except Exception as error:  # the handler's own, as in socketserver
+            self._threaded_judge(self._threaded_client_of(request), error)
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Run the handler."""
+        client = self._threaded_find(request)
+        if client is not None and client.thread is None:  # in a thread of the program's own
+            return self._threaded_serve(client, super().finish_request, request, client_address, closes=False)
+        if client is None and not self._threaded_follow(request):
+            return
+        super().finish_request(request, client_address)
+
+    def _threaded_follow(self, request: Any) -> bool:
+        """Take a request that a subclass has wrapped as that of this thread's client; False if its handshake fails."""
+        registry = self._threaded_state.registry
+        client = calling.client
+        if client is not None and registry.owns(client) and client._connection.is_taken_over():
+            registry.follow(client, request)
+        try:
+            tls.shake_hands(request)
+        except OSError as error:
+            self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
+                               client.number if client else 0, error)
+            return False
+        return True
+
+    def client_connected(self, client: Client) -> None:
+        """Do nothing; a program may override it. Called in the handler's thread, before the handler.
+
+        An exception in it is logged, and the client is served all the same.
+        """
+
+    def client_disconnected(self, client: Client) -> None:
+        """Do nothing; a program may override it. Called after the connection is closed, in the thread that closed it.
+
+        ``client.reason`` says why, if the server has ended the connection. An exception in it is logged.
+        """
