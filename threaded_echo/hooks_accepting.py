@@ -59,13 +59,20 @@ class AcceptingHooks(ServingHooks):
                     and _is(self.process_request, AcceptingHooks.process_request))
 
     def _threaded_accept(self, period: Period) -> Client | None:
-        """Accept and number a client; ``None`` if that has failed."""
+        """Accept and number a client; ``None`` if that has failed, or the limits refuse the client."""
         try:
             request, client_address = self.get_request()
         except OSError as error:
             self._threaded_meet_accept_error(error, period)
             return None
-        return self._threaded_state.registry.add(request, client_address, period)
+        state = self._threaded_state
+        if state.limits.allowance.left > 0:
+            return state.registry.add(request, client_address, period)
+        client = state.limits.admit(self, request, client_address, period)
+        if client._outcome == "refused":
+            self._threaded_send_off(client, request, client._end)
+            return None
+        return client
 
     def _threaded_meet_accept_error(self, error: OSError, period: Period) -> None:
         is_own = not (_is(self.get_request, AcceptingHooks.get_request)

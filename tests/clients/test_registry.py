@@ -111,3 +111,16 @@ def test_client_is_found_by_what_was_wrapped_around_its_request():
     assert registry.find(request) is registry.find(wrapper) is client
     registry.remove(client, registry.elsewhere)
     assert registry.find(request) is registry.find(wrapper) is None
+
+
+def test_ten_thousand_refused_clients_are_counted_and_not_kept():
+    """Each has a number, and is never listed."""
+    registry, period = HandlerRegistry(), Period()
+    for number in range(1, 10_001):
+        client = registry.refuse(object(), "nowhere", period, "limit")
+        assert client.number == number and not registry.live
+        client._end()
+    assert len(registry.elsewhere) < 1000
+    accepted, peak, live, totals = registry.totals()
+    assert (accepted, peak, live, totals.refused) == (10_000, 0, [], 10_000)
+    assert totals.refused_by == {"limit": 10_000} and not totals.disconnected

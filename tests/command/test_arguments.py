@@ -104,6 +104,9 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--workers", "1.5"], "argument --workers: must be a whole number, not '1.5'"),
     (["--workers", "0"], "argument --workers: must be at least one worker process: 0"),
     (["--logs-per-client", "0"], "--logs-per-client"),
+    (["--max-clients", "0"], "argument --max-clients: must be None or at least 1, not 0"),
+    (["--max-clients-per-host", "many"], "--max-clients-per-host"),
+    (["--at-limit", "panic"], "--at-limit"),
     (["--duration", "a"], "--duration"),
     (["--duration", "-1"], "--duration"),
     (["--duration", "nan"], "--duration"),
@@ -152,7 +155,7 @@ def test_options_are_those_of_the_server():
     """An option that is not given is left to the server."""
     plain = server_options(parse([]))
     assert plain == {"drain_timeout": 5.0, "force_timeout": 1.0, "logs_per_client": 100, "executor": None,
-                     "one_cpu": False}
+                     "one_cpu": False, "max_clients": None, "at_limit": "wait", "max_clients_per_host": None}
     assert server_options(parse(["--one-cpu", "--workers", "2", "--drain-timeout", "7"])) == plain | {
         "one_cpu": True, "executor": 2, "drain_timeout": 7.0}
 

@@ -39,7 +39,7 @@ class Program:
     def __init__(self) -> None:
         self.log = Log()
         logging.getLogger("threaded_echo").addHandler(self.log)
-        self.server = ThreadedTCPServer(LOOPBACK, Echo)
+        self.server = ThreadedTCPServer(LOOPBACK, Echo, reserve_descriptors=0)  # all are to be used up
         self.soft, self.hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def starve(self, left: float) -> None:

@@ -18,7 +18,7 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
     polls = getattr(server.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
     timeout = poll_interval if polls else None
     shares = server._threaded_lets_idle_threads_accept()
-    loop = Loop(True, state.registry)
+    loop = Loop(True, state.registry, state.limits, server)
     try:
         if not state.stopping.begin_serving(loop, server.fileno):
             return
@@ -51,7 +51,7 @@ def handle_request(server: Any, state: Any) -> None:
     listener = getattr(server, "socket", None)
     timeouts = [timeout for timeout in (listener and listener.gettimeout(), server.timeout) if timeout is not None]
     deadline = time.monotonic() + min(timeouts) if timeouts else None
-    loop = Loop(False, state.registry)
+    loop = Loop(False, state.registry, state.limits, server)
     try:
         if not state.stopping.begin_serving(loop, server.fileno):
             return

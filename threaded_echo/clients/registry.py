@@ -15,8 +15,9 @@ Guarantees:
 from __future__ import annotations
 
 import threading
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .client import Client
@@ -32,6 +33,8 @@ class Totals:
     finished: int = 0
     failed: int = 0
     refused: int = 0
+    disconnected: Counter[str] = field(default_factory=Counter)  # of the finished ones, by their reason
+    refused_by: Counter[str] = field(default_factory=Counter)
     bytes_received: int = 0
     bytes_sent: int = 0
     bytes_known: bool = False  # whether the kernel could tell for any of them
@@ -40,9 +43,12 @@ class Totals:
         """Count a client that has gone."""
         if client._outcome == "refused":
             self.refused += 1
+            self.refused_by[client.reason or ""] += 1
         else:
             self.finished += 1
             self.failed += client._has_failed()
+            if client.reason is not None:
+                self.disconnected[client.reason] += 1
         self.add_traffic(client)
 
     def add_traffic(self, client: Client) -> None:
@@ -67,6 +73,8 @@ class HandlerRegistry:
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.awaited = -1  # notify if at most so many clients or threads are left; -1: nobody waits
+        # Called with a client that has left, in the thread that has removed it. None: nobody waits for that.
+        self.when_left: Callable[[Client], None] | None = None
         self.live: dict[int, Client] = {}  # by the id of the accepted request, in the order of their numbers
         self.closing: dict[Client, None] = {}  # removed outside the handler threads, and not closed yet
         self.accepted = 0
@@ -100,6 +108,20 @@ class HandlerRegistry:
                 self.peak = len(live)
         if period.stopping.is_set():
             client._wake()
+        return client
+
+    def refuse(self, request: Any, address: Any, period: Period, reason: str) -> Client:
+        """Number a client that is turned away at once, count it, and return it: it is never listed.
+
+        The caller then closes its connection, after `Client._end`.
+        """
+        with self.lock:
+            client = Client(self.accepted + 1, request, address, period, self)
+            client._refuse(reason)
+            self.elsewhere.append(client)
+            self.accepted = client.number
+            if len(self.elsewhere) > _QUEUED:
+                self._add_up(self.elsewhere)
         return client
 
     def find(self, request: Any) -> Client | None:
@@ -137,6 +159,9 @@ class HandlerRegistry:
         connection.accepted = None
         if len(queue) > _QUEUED:
             self._add_up(queue)
+        when_left = self.when_left
+        if when_left is not None:
+            when_left(client)
         return True
 
     def hand_on(self, client: Client) -> None:
@@ -161,7 +186,8 @@ class HandlerRegistry:
             for queue in self._queues.copy().values():
                 self._add_up(queue)
             return (self.accepted, self.peak, [client for client in live if not client._counted],
-                    Totals(**vars(self._totals)))
+                    replace(self._totals, disconnected=self._totals.disconnected.copy(),
+                            refused_by=self._totals.refused_by.copy()))
 
     def gone(self) -> int:
         """Count the clients that have come and gone."""

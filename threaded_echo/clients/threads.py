@@ -149,6 +149,11 @@ class HandlerThreads:
         with self.registry.lock:
             return [*self.running.copy(), *self._adopted]
 
+    def help_out(self, thread: threading.Thread) -> None:
+        """Have a stop join a thread that ends as soon as the stop tells it, and report it if it does not."""
+        self._ended[thread] = None
+        self.adopt([thread])
+
     def adopt(self, threads: Iterable[threading.Thread]) -> None:
         """Adopt threads that a program has made, so that a stop joins them too."""
         with self.registry.lock:
