@@ -123,18 +123,20 @@ class AcceptingHooks(ServingHooks):
             self._threaded_abandon(client)
             raise
 
-    def _threaded_verify_and_process(self, client: Client) -> None:
-        if self._threaded_verify(client):
-            self.process_request(client._connection.request, client.address)
+    def _threaded_verify_and_process(self, client: Client) -> bool:
+        """Hand a client on to ``process_request``; False if ``verify_request`` refuses it."""
+        if not self._threaded_verify(client):
+            return False
+        self.process_request(client._connection.request, client.address)
+        return True
 
-    def _threaded_in_serving_thread(self, client: Client, take_on: Callable[[], object]) -> None:
-        """Call ``take_on``. If it fails, or refuses the client, close that client only."""
+    def _threaded_in_serving_thread(self, client: Client, take_on: Callable[[], bool | None]) -> None:
+        """Call ``take_on``. If it fails, or returns False as it refuses the client, close that client only."""
         request = client._connection.request
         before = calling.client
         calling.client = client  # until take_on returns: a stop that it calls must not wait for this client
         try:
-            take_on()
-            if client._outcome != "refused":
+            if take_on() is not False:  # if it is refused in another thread later, that closes it
                 return
         except Exception as error:  # a program's hook, or a thread that cannot start
             self._threaded_judge(client, error)

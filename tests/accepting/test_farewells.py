@@ -5,6 +5,7 @@ import errno
 import logging
 import selectors
 import socket
+import ssl
 import struct
 import threading
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ import pytest
 
 from threaded_echo import ThreadedTCPServer
 from threaded_echo.accepting import farewells
-from threaded_echo.accepting.farewells import Farewell, Farewells
+from threaded_echo.accepting.farewells import Farewell, Farewells, can_reply
 from threaded_echo.clients.period import Period
 from threaded_echo.clients.registry import HandlerRegistry
 from threaded_echo.clients.threads import HandlerThreads
@@ -21,6 +22,18 @@ from threaded_echo.transport.waker import Waker
 
 from ..conftest import LOOPBACK
 from ..tools import GUARD, Echo, connect, receive, receive_all, subclass, together, until, wait_until
+
+
+def test_reply_is_for_streams_that_are_not_tls():
+    """A datagram's request is a tuple, and a program's get_request may return anything."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    theirs, ours = socket.socketpair()
+    with theirs, ours, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        assert can_reply(ours)
+        assert not (can_reply(datagrams) or can_reply((b"data", datagrams)) or can_reply(object()))
+        with context.wrap_socket(ours, do_handshake_on_connect=False) as wrapped:
+            assert not can_reply(wrapped)
 
 
 @contextmanager
@@ -129,8 +142,6 @@ def test_oldest_of_too_many_refused_clients_is_closed(serve, monkeypatch):
         clients = [stack.enter_context(connect(server)) for _ in range(4)]
         for client in clients:
             assert receive_all(client) == b"full"
-        until(lambda: its_thread(server) and len(its_thread(server)._pending) == 2)
-        its_thread(server)._waker.set()
         with pytest.raises(OSError):
             while True:
                 clients[0].sendall(b"x")
@@ -164,14 +175,15 @@ def test_flood_of_refused_clients_disturbs_nobody(serve):
     assert (stats.live + stats.finished, stats.peak) == (1, 1) and stats.accepted == 1 + stats.refused
 
 
-def test_stop_closes_the_refused_clients_and_joins_the_thread(serve):
+def test_stop_closes_the_refused_clients_and_joins_the_thread(serve, monkeypatch):
     """It does not wait for their time to be up; in the next period there is a new thread."""
-    with full(serve) as server, connect(server) as client, connect(server) as held:
-        assert receive_all(client) == b"full"
-        held.setblocking(True)
+    monkeypatch.setattr(farewells, "LINGER", 3600)
+    with full(serve) as server, connect(server) as client, connect(server) as other:
+        assert receive_all(client) == receive_all(other) == b"full"
         until(lambda: its_thread(server))
         thread = its_thread(server)
-        assert server.shutdown() is None and not thread.is_alive() and its_thread(server) is None
+        server.shutdown()
+        assert not thread.is_alive() and its_thread(server) is None
         with pytest.raises(OSError):
             while True:
                 client.sendall(b"x")
@@ -181,6 +193,77 @@ def test_stop_closes_the_refused_clients_and_joins_the_thread(serve):
             assert receive(first, 1) == b"x"
             assert receive_all(second) == b"full"
             assert server.stop().clean
+
+
+def test_thread_that_a_hook_holds_up_is_reported_by_the_stop(serve):
+    """It is a survivor as any other thread that the stop cannot end."""
+    entered, release, held_up = threading.Event(), threading.Event(), []
+
+    def shutdown_request(self, request):
+        thread = threading.current_thread()
+        if isinstance(thread, farewells.FarewellThread):
+            held_up.append(thread)
+            entered.set()
+            wait_until(release)
+        ThreadedTCPServer.shutdown_request(self, request)
+
+    with full(serve, subclass(shutdown_request=shutdown_request)) as server, connect(server) as client:
+        assert receive_all(client) == b"full"
+        client.close()
+        wait_until(entered)
+        report = server.stop()
+        assert [survivor.thread for survivor in report.survivors] == held_up
+        release.set()
+        held_up[0].join(GUARD)
+    assert server.stop(GUARD, GUARD).clean
+
+
+def test_what_a_refused_client_has_sent_does_not_reset_it_in_a_stop(serve):
+    """What it has sent is read before its connection is closed."""
+    made = Farewells(HandlerThreads(HandlerRegistry()))
+    with socket.create_server(LOOPBACK) as listener, connect(listener.getsockname()) as theirs:
+        ours, _ = listener.accept()
+        theirs.sendall(b"unread")
+        farewell = Farewell(ours, b"full", ours.close)
+        farewell.send()
+        thread = made.thread = farewells.FarewellThread(made)
+        with made.lock:
+            thread.add_locked(farewell)
+            thread.end_locked()
+        thread.run()
+        assert receive_all(theirs) == b"full"
+
+
+def test_client_that_is_refused_in_its_own_thread_reads_the_reply(serve):
+    """Behind a proxy its address comes late; the thread then leaves its connection to the one that waits for it."""
+    closed = []
+
+    class Server(ThreadedTCPServer):
+        """Learns the addresses in the handlers' threads."""
+
+        def _threaded_enter(self, client, request):
+            """Learn it, and admit the client, or not."""
+            client.address = ("10.0.0.1", client.number)
+            return self._threaded_admit_again(client) and super()._threaded_enter(client, request)
+
+        def shutdown_request(self, request):
+            """Count."""
+            closed.append(request)
+            super().shutdown_request(request)
+
+    server = serve(Echo, Server, max_clients_per_host=1, limit_reply=b"full")
+    with connect(server) as first:
+        first.sendall(b"x")
+        assert receive(first, 1) == b"x"
+        with connect(server) as client:
+            client.sendall(b"unread")
+            assert receive_all(client) == b"full"
+            client.sendall(b"more")
+            client.shutdown(socket.SHUT_WR)
+            until(lambda: closed)
+        assert len(server.clients) == 1
+        assert server.stop().clean and len(closed) == 2
+    assert server.stats().refused_by == {"host limit": 1}
 
 
 def test_client_that_is_refused_in_the_middle_of_a_stop_is_closed_at_once():

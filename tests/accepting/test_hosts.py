@@ -153,18 +153,18 @@ def test_client_whose_address_becomes_known_later_is_counted_there(serve):
 
     server = serve(Handler, max_clients_per_host=2, limit_reply=b"enough")
     counts = server._threaded_state.limits._hosts._counts
-    with ExitStack() as stack:
-        clients = [stack.enter_context(connect(server)) for _ in range(4)]
-        for client in clients[:2]:
+    with connect(server) as first, connect(server) as second:
+        for client in (first, second):
             client.sendall(b"10.0.0.1")
             assert receive(client, 7) == b"welcome"
-        clients[2].sendall(b"10.0.0.1")
-        assert receive_all(clients[2]) == b"enough"
-        clients[2].close()
-        leave(clients[0])
-        clients[3].sendall(b"10.0.0.1")
-        assert receive(clients[3], 7) == b"welcome"
-        assert list(counts.values()) == [2]
+        with connect(server) as third:
+            third.sendall(b"10.0.0.1")
+            assert receive_all(third) == b"enough"
+        leave(first)
+        with connect(server) as fourth:
+            fourth.sendall(b"10.0.0.1")
+            assert receive(fourth, 7) == b"welcome"
+            assert list(counts.values()) == [2]
     until(lambda: not counts)
     assert admitted == [True, True, False, True]
     server.stop()

@@ -149,6 +149,53 @@ def test_last_client_that_leaves_as_the_door_is_held_lets_the_next_in(serve, doo
         say_hello(second)
 
 
+def test_last_client_that_leaves_as_another_is_turned_back_lets_that_in(serve, doors):
+    """The thread at the door finds that a limit has been lowered, and holds the door after the client has left."""
+    server = serve(Echo)
+    with connect(server) as first:
+        say_hello(first)
+        server.max_clients = 1
+        limits = server._threaded_state.limits
+        hold = limits._hold_locked
+
+        def hold_late(entrance):
+            limits._hold_locked = hold
+            first.shutdown(socket.SHUT_WR)
+            until(lambda: not server.clients)  # it takes no lock, and sees nobody wait
+            hold(entrance)
+
+        limits._hold_locked = hold_late
+        with connect(server) as second:
+            say_hello(second)
+
+
+def test_limit_that_is_assigned_in_the_middle_of_a_look_holds_for_that_client(serve):
+    """What the thread at the door has read before is older."""
+    class Server(ThreadedTCPServer):
+        """Assigns one option while another one is read."""
+
+        assigns = False
+
+        @property
+        def at_limit(self):
+            """Assign, once."""
+            if self.assigns:
+                self.assigns = False
+                self.max_clients = 1
+            return "wait"
+
+    server = serve(Echo, Server)
+    with connect(server) as first:
+        say_hello(first)
+        server.assigns = True
+        with connect(server) as second:
+            until(lambda: is_held(server))
+            assert len(server.clients) == 1
+            leave(first)
+            say_hello(second)
+    assert server.stats().peak == 1
+
+
 @pytest.mark.parametrize("hook", [*ABOVE_ONLY, OwnAccept, OwnVerify, OwnThreadBodyThatClosesByItself])
 def test_limit_holds_if_a_program_overrides_hooks(hook):
     """With threads of its own, or only the serving thread at the door, or a close that no hook sees."""

@@ -36,7 +36,8 @@ class Farewell:
     """The connection of a refused client, and what is still to be sent there. Nothing here waits."""
 
     def __init__(self, connection: socket.socket, reply: bytes, close: Callable[[], object]) -> None:
-        connection.setblocking(False)
+        with suppress(OSError):  # closed by the program meanwhile, as `go_on` finds
+            connection.setblocking(False)
         self.connection = connection
         self.close = close  # the program's hook, which closes the connection
         self.until = time.monotonic() + LINGER
