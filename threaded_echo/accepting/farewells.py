@@ -67,8 +67,7 @@ class Farewell:
 
     def events(self) -> int:
         """Return what to wait for."""
-        return ((0 if self._is_read else selectors.EVENT_READ)
-                | (selectors.EVENT_WRITE if self._unsent else 0))
+        return (0 if self._is_read else selectors.EVENT_READ) | (selectors.EVENT_WRITE if self._unsent else 0)
 
 
 def can_reply(request: Any) -> bool:
