@@ -74,10 +74,11 @@ class AcceptingHooks(ServingHooks):
 
     def _threaded_accept_and_admit(self, loop: Loop) -> None:
         """Accept a client in the serving thread, let the next thread accept, and serve the client."""
-        client = None
+        client, before = None, calling.client
+        calling.accepts = True
         try:
             try:
-                client = self._threaded_accept(loop.period)
+                client = calling.client = self._threaded_accept(loop.period)
             finally:
                 loop.reopen()
             if client is not None:
@@ -85,6 +86,8 @@ class AcceptingHooks(ServingHooks):
         except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind
             self._threaded_abandon(client)
             raise
+        finally:
+            calling.accepts, calling.client = False, before
 
     def _threaded_abandon(self, client: Client | None) -> None:
         """Close the connection of a client that no handler serves, as an interrupt or SystemExit ends the loop."""
@@ -107,14 +110,17 @@ class AcceptingHooks(ServingHooks):
 
     def _handle_request_noblock(self) -> None:
         """Accept a connection that is ready, number its client and start its handler."""
-        client = None
+        client, before = None, calling.client
+        calling.accepts = True
         try:
-            client = self._threaded_accept(self._threaded_state.stopping.period)
+            client = calling.client = self._threaded_accept(self._threaded_state.stopping.period)
             if client is not None:
                 self._threaded_in_serving_thread(client, partial(self._threaded_verify_and_process, client))
         except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind
             self._threaded_abandon(client)
             raise
+        finally:
+            calling.accepts, calling.client = False, before
 
     def _threaded_verify_and_process(self, client: Client) -> None:
         if self._threaded_verify(client):
@@ -123,8 +129,6 @@ class AcceptingHooks(ServingHooks):
     def _threaded_in_serving_thread(self, client: Client, take_on: Callable[[], object]) -> None:
         """Call ``take_on``. If it fails, or refuses the client, close that client only."""
         request = client._connection.request
-        before = calling.client
-        calling.client = client  # until take_on returns: a stop that it calls must not wait for this client
         try:
             take_on()
             if client._outcome != "refused":
@@ -136,8 +140,6 @@ class AcceptingHooks(ServingHooks):
             except Exception:  # one of the program's own: it must not end the serving loop
                 self._threaded_log(HOOKS, logging.ERROR, "client %d: handle_error has failed", client.number,
                                    exc_info=True)
-        finally:
-            calling.client = before
         self._threaded_turn_away(client, request)
 
     def _threaded_turn_away(self, client: Client, request: Any) -> None:
