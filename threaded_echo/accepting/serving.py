@@ -45,11 +45,10 @@ def _opens(server: Any, state: Any, loop: Loop) -> bool:
     try:
         check_listening(server)
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
-        if not loop.stopped:
-            unblock(server)
-            loop.open(server.fileno)
+        unblock(server)
+        loop.open(server.fileno)
     except (OSError, ValueError, RuntimeError):
-        # A stop that a signal handler calls in this very thread closes the listener under it.
+        # A stop may close the listener meanwhile, if a signal handler calls it in this very thread.
         if not loop.stopped:
             raise
     return not loop.stopped

@@ -15,7 +15,7 @@ import pytest
 import threaded_echo
 from threaded_echo import EchoHandler, ThreadedTCPServer
 
-from ..tools import LOOPBACK, ask, running, until
+from .tools import LOOPBACK, ask, running, until
 
 PACKAGE = str(Path(threaded_echo.__file__).parent)
 
