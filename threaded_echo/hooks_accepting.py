@@ -81,10 +81,11 @@ class AcceptingHooks(ServingHooks):
 
     def _threaded_accept_and_admit(self, loop: Loop) -> None:
         """Accept a client in the serving thread, let the next thread accept, and serve the client."""
-        client = None
+        client, before = None, calling.client
+        calling.accepts = True
         try:
             try:
-                client = self._threaded_accept(loop.period)
+                client = calling.client = self._threaded_accept(loop.period)
             finally:
                 loop.reopen()
             if client is not None:
@@ -92,6 +93,8 @@ class AcceptingHooks(ServingHooks):
         except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind
             self._threaded_abandon(client)
             raise
+        finally:
+            calling.accepts, calling.client = False, before
 
     def _threaded_abandon(self, client: Client | None) -> None:
         """Close the connection of a client that no handler serves, as an interrupt or SystemExit ends the loop."""
@@ -114,14 +117,17 @@ class AcceptingHooks(ServingHooks):
 
     def _handle_request_noblock(self) -> None:
         """Accept a connection that is ready, number its client and start its handler."""
-        client = None
+        client, before = None, calling.client
+        calling.accepts = True
         try:
-            client = self._threaded_accept(self._threaded_state.stopping.period)
+            client = calling.client = self._threaded_accept(self._threaded_state.stopping.period)
             if client is not None:
                 self._threaded_in_serving_thread(client, partial(self._threaded_verify_and_process, client))
         except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind
             self._threaded_abandon(client)
             raise
+        finally:
+            calling.accepts, calling.client = False, before
 
     def _threaded_verify_and_process(self, client: Client) -> bool:
         """Hand a client on to ``process_request``; False if ``verify_request`` refuses it."""
@@ -133,8 +139,6 @@ class AcceptingHooks(ServingHooks):
     def _threaded_in_serving_thread(self, client: Client, take_on: Callable[[], bool | None]) -> None:
         """Call ``take_on``. If it fails, or returns False as it refuses the client, close that client only."""
         request = client._connection.request
-        before = calling.client
-        calling.client = client  # until take_on returns: a stop that it calls must not wait for this client
         try:
             if take_on() is not False:  # if it is refused in another thread later, that closes it
                 return
@@ -145,8 +149,6 @@ class AcceptingHooks(ServingHooks):
             except Exception:  # one of the program's own: it must not end the serving loop
                 self._threaded_log(HOOKS, logging.ERROR, "client %d: handle_error has failed", client.number,
                                    exc_info=True)
-        finally:
-            calling.client = before
         self._threaded_turn_away(client, request)
 
     def _threaded_turn_away(self, client: Client, request: Any) -> None:

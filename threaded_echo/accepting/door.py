@@ -53,8 +53,12 @@ class EpollDoor:
         self._is_shut = False
         self._waker = Waker()
         self._epoll = select.epoll()
-        self._epoll.register(self._waker.fileno(), select.EPOLLIN)
-        self._epoll.register(listener, _ONE)
+        try:
+            self._epoll.register(self._waker.fileno(), select.EPOLLIN)
+            self._epoll.register(listener, _ONE)
+        except BaseException:  # a signal handler has closed the listener
+            self.close()
+            raise
 
     def wait(self, timeout: float | None = None) -> bool:
         """As `Door.wait`."""
@@ -105,7 +109,11 @@ class PollDoor:
         if hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(self._waker.fileno(), select.POLLIN)
-            self._poll.register(listener, select.POLLIN)
+            try:
+                self._poll.register(listener, select.POLLIN)
+            except BaseException:  # as above
+                self.close()
+                raise
 
     def wait(self, timeout: float | None = None) -> bool:
         """As `Door.wait`."""

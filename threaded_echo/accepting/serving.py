@@ -20,14 +20,8 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
     shares = server._threaded_lets_idle_threads_accept()
     loop = Loop(True, state.registry, state.limits, server)
     try:
-        if not state.stopping.begin_serving(loop, server.fileno):
+        if not (state.stopping.begin_serving(loop, server.fileno) and _opens(server, state, loop)):
             return
-        check_listening(server)
-        state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
-        if loop.stopped:
-            return
-        unblock(server)
-        loop.open(server.fileno)
         with state.one_cpu.kept(server.one_cpu):
             state.loops.accepting()
             while not loop.stopped:
@@ -44,6 +38,20 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
             loop.raise_error()
     finally:
         state.loops.end(loop)
+
+
+def _opens(server: Any, state: Any, loop: Loop) -> bool:
+    """Start the workers and make the door; False if a stop has come first."""
+    try:
+        check_listening(server)
+        state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
+        unblock(server)
+        loop.open(server.fileno)
+    except (OSError, ValueError, RuntimeError):
+        # A stop may close the listener meanwhile, if a signal handler calls it in this very thread.
+        if not loop.stopped:
+            raise
+    return not loop.stopped
 
 
 def handle_request(server: Any, state: Any) -> None:

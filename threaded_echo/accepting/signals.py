@@ -3,8 +3,9 @@
 Guarantees:
 
 - A signal handler puts the signal's number into a queue, for which the main thread waits while a background thread
-  serves; a second one calls for a stop that cuts at once. So Ctrl-C and SIGTERM work in every state, also while the
-  server starts or stops.
+  serves; a second one hastens the stop that is in progress, or the one that is about to begin. So Ctrl-C and SIGTERM
+  work in every state, also while the server starts or stops. A handler waits for nothing: the main thread, which it
+  interrupts, may hold a lock (of logging, say) that another thread needs in order to end.
 - The handlers that were there before are restored, and a signal that was ignored stays ignored.
 - An exception of another signal handler stops the server, and is then raised to the caller of `run`.
 """
@@ -36,7 +37,7 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
     """Serve, and return the stop's report: see ``ThreadedMixIn.run``."""
     reasons: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # to stop: a signal's number; None: the loop has ended
     errors: list[BaseException] = []
-    reports: list[Any] = []
+    report: Any = None
     signals = 0
 
     def serve() -> None:
@@ -52,14 +53,17 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
         signals += 1
         reasons.put(number)
         if signals > 1:
-            # It joins the stop that is in progress, or in this very thread interrupts and hastens it.
-            reports.append(server._threaded_stop(0))
+            state.stopping.hasten()
+
+    def stop() -> None:
+        nonlocal report
+        report = server._threaded_stop()
 
     with handled(obey):
         logger.log(NOTICE, "listening on %s", show_address(server.server_address), extra={"event": "listening"})
         with ExitStack() as stack:
             # An exception of another signal handler, too, stops the server.
-            stack.callback(lambda: reports.append(server._threaded_stop()))
+            stack.callback(stop)
             try:
                 state.loops.begin(serve)
             except RuntimeError:  # it serves already, or there are no threads: it stays as it was
@@ -69,8 +73,6 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
             live = len(state.registry.live)
             logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s",
                        extra={"event": "stopping"})
-        # A second signal's stop may have been over before the first one's began, which then found nothing to do.
-        report = max(reversed(reports), key=lambda report: report.drained + report.forced)
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
     if errors:
         raise errors.pop()

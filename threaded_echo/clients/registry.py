@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,6 +83,7 @@ class HandlerRegistry:
         self._wrapped: dict[int, Client] = {}  # by the id of what a program has wrapped around the accepted request
         self._counting = threading.RLock()  # taken after lock, if both are; guards _totals and Client._counted
         self._totals = Totals()
+        self._ended: deque[deque[Client]] = deque()  # those of threads that have ended
         self._queues: dict[int, deque[Client]] = {}  # by their ids: the clients that have left, for _totals
         self.elsewhere = self.make_queue()  # of those that have left outside the handler threads
 
@@ -93,8 +95,8 @@ class HandlerRegistry:
 
     def end_queue(self, queue: deque[Client]) -> None:
         """Add up and forget the queue of a thread that ends."""
-        self._add_up(queue)
-        self._queues.pop(id(queue), None)
+        self._ended.append(queue)
+        self._add_up_unless_busy(queue)
 
     def add(self, request: Any, address: Any, period: Period) -> Client:
         """Number an accepted client, list it, and return it."""
@@ -121,7 +123,7 @@ class HandlerRegistry:
             self.elsewhere.append(client)
             self.accepted = client.number
             if len(self.elsewhere) > _QUEUED:
-                self._add_up(self.elsewhere)
+                self._add_up_unless_busy(self.elsewhere)
         return client
 
     def find(self, request: Any) -> Client | None:
@@ -158,7 +160,7 @@ class HandlerRegistry:
             self._wrapped.pop(id(request), None)
         connection.accepted = None
         if len(queue) > _QUEUED:
-            self._add_up(queue)
+            self._add_up_unless_busy(queue)
         when_left = self.when_left
         if when_left is not None:
             when_left(client)
@@ -179,12 +181,18 @@ class HandlerRegistry:
         """Copy the live clients, in the order of their numbers."""
         return list(self.live.copy().values())
 
+    def newest_unserved(self) -> Client | None:
+        """Return the client that was accepted last, if no thread serves it yet."""
+        newest = next(reversed(self.clients()), None)
+        return newest if newest is not None and newest.thread is None else None
+
     def totals(self) -> tuple[int, int, list[Client], Totals]:
         """Return the number of accepted clients and the peak, the live clients, and what has become of the others."""
         with self.lock, self._counting:
             live = self.clients()
             for queue in self._queues.copy().values():
                 self._add_up(queue)
+            self._forget_ended()
             return (self.accepted, self.peak, [client for client in live if not client._counted],
                     replace(self._totals, disconnected=self._totals.disconnected.copy(),
                             refused_by=self._totals.refused_by.copy()))
@@ -194,9 +202,30 @@ class HandlerRegistry:
         totals = self.totals()[3]
         return totals.finished + totals.refused
 
+    def _add_up_unless_busy(self, queue: deque[Client]) -> None:
+        """Add up a queue, unless another thread is at it, which may have been interrupted by a signal handler's stop.
+
+        That stop waits for the calling thread; so this waits for nothing. The next one to add up does it.
+        """
+        if self._counting.acquire(blocking=False):
+            try:
+                self._add_up(queue)
+                self._forget_ended()
+            finally:
+                self._counting.release()
+
     def _add_up(self, queue: deque[Client]) -> None:
-        with self._counting:
-            while queue:
+        """Count the clients of a queue. The caller holds `_counting`."""
+        with suppress(IndexError):
+            while True:  # not "while queue": a signal handler that asks for the totals may empty it in between
                 client = queue.popleft()
                 client._counted = True
                 self._totals.add(client)
+
+    def _forget_ended(self) -> None:
+        """Add up, and forget, the queues of threads that have ended. The caller holds `_counting`."""
+        with suppress(IndexError):
+            while True:
+                queue = self._ended.popleft()
+                self._add_up(queue)
+                self._queues.pop(id(queue), None)
