@@ -65,7 +65,10 @@ class AcceptingHooks(ServingHooks):
         except OSError as error:
             self._threaded_meet_accept_error(error, period)
             return None
-        return self._threaded_state.registry.add(request, client_address, period)
+        state = self._threaded_state
+        if state.kernel_timeouts.set_on_each is not None:
+            state.kernel_timeouts.set_on_each(request)
+        return state.registry.add(request, client_address, period)
 
     def _threaded_meet_accept_error(self, error: OSError, period: Period) -> None:
         is_own = not (_is(self.get_request, AcceptingHooks.get_request)

@@ -9,12 +9,14 @@ from typing import Any
 from .accepting.failures import AcceptFailures
 from .accepting.loop import Loops
 from .accepting.one_cpu import OneCpu
+from .clients.deadlines import Deadlines
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
 from .observe.logs import BoundedLog
 from .observe.stats import ServerStats
 from .offloading.calls import Offloads
 from .stopping import Stopping
+from .transport.kernel_timeouts import KernelTimeouts
 
 
 class ServerState:
@@ -27,7 +29,9 @@ class ServerState:
         self.loops = Loops(self.registry)
         self.one_cpu = OneCpu()
         self.offloads = Offloads(self.registry.lock)
-        self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads)
+        self.deadlines = Deadlines(self.registry)
+        self.kernel_timeouts = KernelTimeouts()
+        self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads, self.deadlines)
         self.failures = AcceptFailures()
         self.logs = BoundedLog(logging.getLogger("threaded_echo"))
 

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from .accepting.loop import Background, Loop, Loops
 from .clients.client import Client
+from .clients.deadlines import Deadlines
 from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
@@ -94,11 +95,13 @@ class _Stop:
 class Stopping:
     """The stops of one server, and its way back to serving. Its fields are guarded by the registry's lock."""
 
-    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, loops: Loops, offloads: Offloading) -> None:
+    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, loops: Loops, offloads: Offloading,
+                 deadlines: Deadlines) -> None:
         self._registry = registry
         self._threads = threads
         self._loops = loops
         self._offloads = offloads
+        self._deadlines = deadlines
         self._current: _Stop | None = None
         self._given_up: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._left_waiting: set[Client] = set()  # given up without a thread, as a program's executor has none for them
@@ -193,6 +196,7 @@ class Stopping:
         self._registry.awaited = len(self._given_up) + len(self._left_waiting)
         self.period.stop()
         self._loops.stop_locked()
+        self._deadlines.end_locked()
 
     # The leader's steps, in their order.
 
@@ -271,7 +275,7 @@ class Stopping:
         with self._registry.lock:
             if stop.background is not None and stop.background.is_over:
                 ended.append(stop.background)
-        for thread in ended:
+        for thread in ended + self._deadlines.to_join():
             _join_one(thread, tail)
         for thread in adopted:
             if stop.patient or thread not in self._given_up:
@@ -363,7 +367,7 @@ class Stopping:
             (client, thread) for client, thread in sorted(left.items(), key=lambda item: item[0].number)
             if not (thread in spared or thread is None and client in stop.called_inside.values() and spared)]
         known = {thread for _, thread in found} | spared
-        others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1]
+        others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1] + self._deadlines.to_join()
         if stop.background is not None and not stop.background.is_over:
             others.append(stop.background)
         found += [(None, thread) for thread in dict.fromkeys(others)

@@ -26,6 +26,7 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
+        _set_timeouts(server, state, loop)
         unblock(server)
         loop.open(server.fileno)
         with state.one_cpu.kept(server.one_cpu):
@@ -58,6 +59,7 @@ def handle_request(server: Any, state: Any) -> None:
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
+        _set_timeouts(server, state, loop)
         unblock(server)
         try:
             loop.open(server.fileno)
@@ -77,3 +79,9 @@ def handle_request(server: Any, state: Any) -> None:
                     return
     finally:
         state.loops.end(loop)
+
+
+def _set_timeouts(server: Any, state: Any, loop: Loop) -> None:
+    """Begin to watch the clients' deadlines, and set those that the kernel keeps."""
+    state.kernel_timeouts.set_up(getattr(server, "socket", None), server.keepalive, server.send_timeout)
+    state.deadlines.begin(server, loop.period)
