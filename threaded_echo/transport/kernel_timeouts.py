@@ -19,7 +19,8 @@ from contextlib import suppress
 from typing import Any
 
 from ..options import KEEPALIVE
-from .tcp_info import has_undelivered
+from . import tls
+from .tcp_info import read_stall
 
 _PROBES = 4  # without an answer, a quarter of the time apart: a silent peer is given up after about twice the time
 _LONGEST_MS = 2**31 - 1
@@ -110,10 +111,14 @@ def has_send_timed_out(connection: object, error: BaseException | None) -> bool:
     if not isinstance(error, OSError) or not isinstance(connection, socket.socket):
         return False
     try:
-        if error.errno == errno.ETIMEDOUT:
-            # Else it is a silent peer that keep-alive has given up, or the kernel's own limit on sending again.
-            return (hasattr(socket, "TCP_USER_TIMEOUT") and connection.getsockopt(_TCP, socket.TCP_USER_TIMEOUT) > 0
-                    and has_undelivered(connection))
+        if error.errno == errno.ETIMEDOUT or tls.is_end_of_stream(error):
+            if not hasattr(socket, "TCP_USER_TIMEOUT"):
+                return False
+            limit = connection.getsockopt(_TCP, socket.TCP_USER_TIMEOUT) / 1000
+            stall = read_stall(connection) if limit else None
+            # Else it is a silent peer that keep-alive has given up, or the kernel's own limit on sending again. With
+            # TLS on Python 3.11 every error of a send looks like an end of the stream: then the time has to tell.
+            return stall is not None and (error.errno == errno.ETIMEDOUT or stall >= limit)
         return (error.errno == errno.EAGAIN and connection.gettimeout() is None
                 and any(connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16)))
     except OSError:  # no TCP, or closed meanwhile

@@ -100,3 +100,9 @@ def is_tls_error(error: BaseException) -> bool:
     """Return whether ``error`` is an `ssl.SSLError`."""
     module = sys.modules.get("ssl")
     return module is not None and isinstance(error, module.SSLError)
+
+
+def is_end_of_stream(error: BaseException) -> bool:
+    """Return whether ``error`` says that the stream has ended without a close_notify."""
+    module = sys.modules.get("ssl")
+    return module is not None and isinstance(error, module.SSLEOFError)
