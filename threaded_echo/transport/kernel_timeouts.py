@@ -112,9 +112,8 @@ def has_send_timed_out(connection: object, error: BaseException | None) -> bool:
         return False
     try:
         if error.errno == errno.ETIMEDOUT or tls.is_end_of_stream(error):
-            if not hasattr(socket, "TCP_USER_TIMEOUT"):
-                return False
-            limit = connection.getsockopt(_TCP, socket.TCP_USER_TIMEOUT) / 1000
+            option = getattr(socket, "TCP_USER_TIMEOUT", None)
+            limit = 0 if option is None else connection.getsockopt(_TCP, option) / 1000
             stall = read_stall(connection) if limit else None
             # Else it is a silent peer that keep-alive has given up, or the kernel's own limit on sending again. With
             # TLS on Python 3.11 every error of a send looks like an end of the stream: then the time has to tell.

@@ -83,4 +83,4 @@ def read_stall(connection: socket.socket) -> float | None:
     if not unsent and sent - resent <= taken:
         return None
     # To a peer that has no room nothing is sent, and one that has vanished acknowledges nothing.
-    return max(sent_ago, acknowledged_ago) / 1000
+    return float(max(sent_ago, acknowledged_ago) / 1000)

@@ -64,17 +64,15 @@ def shake_hands(connection: Any, seconds: float | None = None) -> None:
     """
     if not awaits_handshake(connection):
         return
-    before = connection.gettimeout()
-    if seconds is None or before is not None and before < seconds:
-        connection.do_handshake()
-        return
-    # Nobody else uses the socket yet: nothing may be sent ahead of the handshake. For a handshake, and for that alone,
-    # the time-out is for the whole of it: a client that sends a byte now and then is late all the same.
-    connection.settimeout(max(seconds, 0.001))  # 0 would be: do not block
+    own = connection.gettimeout()
     try:
+        if seconds is not None and (own is None or own > seconds):
+            # Nobody else uses the socket yet, as nothing may be sent ahead of the handshake. And for a handshake the
+            # time-out is for the whole of it: a client that sends a byte now and then is late all the same.
+            connection.settimeout(max(seconds, 0.001))  # 0 would be: do not block
         connection.do_handshake()
     finally:
-        connection.settimeout(before)
+        connection.settimeout(own)
 
 
 def receive_at_once(connection: ssl.SSLSocket, size: int) -> tuple[bytes | None, bool]:
