@@ -72,7 +72,10 @@ class ClientHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         """Process each chunk until the client ends its stream, or a stop does."""
-        receive, process, send = self.request.recv, self._not_idle_in(self.process), self._sender()
+        receive, send = self.request.recv, self._sender()
+        process: Callable[[Any], Any] = self.process
+        if self._may_be_idle():
+            process = while_busy(self.client, process)
         size = _CHUNK
         while data := receive(size):
             size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
@@ -135,11 +138,9 @@ class ClientHandler(socketserver.BaseRequestHandler):
             return self.client._connection.send
         return self.send
 
-    def _not_idle_in(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return ``function`` or, if idle clients are ended, one that the client is not idle in."""
-        if getattr(self.server, "idle_timeout", None) is None:
-            return function
-        return while_busy(self.client, function)
+    def _may_be_idle(self) -> bool:
+        """Return whether clients are ended for being idle; then it has to be known when they are not."""
+        return getattr(self.server, "idle_timeout", None) is not None
 
     def _check_reply(self, reply: object) -> None:
         """Raise TypeError, naming `process`, unless what it has returned is bytes-like."""
@@ -170,9 +171,12 @@ class LineHandler(ClientHandler):
         """Process each line until the client ends its stream, or a stop does."""
         self._replies: list[bytes] = []
         receive, send, limit = self.request.recv, self._sender(), self.max_line
-        process = self._not_idle_in(self.process)
-        process_lines = self._not_idle_in(self._process_lines)
-        self._reply = self._flush if process_lines == self._process_lines else while_resting(self.client, self._flush)
+        process: Callable[[Any], Any] = self.process
+        process_lines: Callable[[Any], Any] = self._process_lines
+        self._reply = self._flush
+        if self._may_be_idle():
+            process, process_lines = while_busy(self.client, process), while_busy(self.client, process_lines)
+            self._reply = while_resting(self.client, self._flush)
         size = _CHUNK
         rest: list[bytes] = []  # the pieces of a line whose end has not come yet
         length = 0

@@ -342,6 +342,23 @@ def test_client_that_a_stop_has_woken_keeps_that_reason(serve, clock):
             gate.release.set()
 
 
+def test_handler_that_stops_the_server_ends_the_watcher(serve):
+    """The stop that it leads joins it; its own client is not ended by anybody."""
+    stopped = []
+
+    class Handler(Echo):
+        """Stops the server."""
+
+        def handle(self):
+            """Stop it."""
+            report = self.server.stop()
+            stopped.append((report.clean, watchers(), current_client().reason))
+
+    server = serve(Handler, lifetime=1000.0, idle_timeout=1000.0)
+    assert ask(server) == b""
+    assert server.stop().clean and stopped == [(True, [], "stop")]
+
+
 def test_watcher_that_does_not_end_is_a_survivor(serve, monkeypatch):
     """A program's property may block it: the stop gives it up as it does any other thread, and says so."""
     entered, release = threading.Event(), threading.Event()
@@ -432,6 +449,28 @@ def test_change_of_an_option_is_noticed_at_the_next_look(serve, clock):
         clock.now += 20
         look(server)
         assert receive_all(connection) == b"" and client.reason == "idle"
+
+
+def test_change_of_an_option_is_noticed_when_the_server_accepts_again(clock):
+    """A loop on handle_request does not have the watcher look each time."""
+    with ThreadedTCPServer(LOOPBACK, Echo, lifetime=100.0) as server:
+        server.timeout = 0
+        server.handle_request()
+        watcher = watcher_of(server)
+        until(lambda: server._threaded_state.registry.arrival)
+        server.handle_request()
+        assert not watcher._has_to_look and watcher.wanted == (None, 100.0)
+        server.idle_timeout = 10.0
+        server.handle_request()
+        until(lambda: watcher.wanted == (10.0, 100.0))
+
+
+def test_wrong_option_of_a_loop_on_handle_request_is_named():
+    """The same error as that of serve_forever, ahead of any connection."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        server.keepalive = "on"
+        with pytest.raises(TypeError, match="keepalive must be a number of seconds"):
+            server.handle_request()
 
 
 def test_wrong_option_of_a_live_server_is_logged_once_and_changes_nothing(serve, clock, caplog):

@@ -14,7 +14,7 @@ from threaded_echo.command import run as cli
 from threaded_echo.command.arguments import parse, server_options
 
 from .. import calls
-from ..tools import ask
+from ..tools import ask, connect, receive_all
 from .operating import run
 
 
@@ -161,10 +161,26 @@ def test_options_are_those_of_the_server():
         "one_cpu": True, "executor": 2, "drain_timeout": 7.0, "idle_timeout": 60.0, "lifetime": 3.5}
 
 
+def test_deadlines_of_the_command_end_its_clients():
+    """What has ended a client is printed once."""
+    def script(operator):
+        """Connect, and say nothing."""
+        with connect(operator.address()) as client:
+            assert receive_all(client) == b""
+        while "disconnected: " not in operator.line():
+            pass
+        operator.interrupt()
+
+    status, lines = run(["--port", "0", "--lifetime", "0.05", "--idle-timeout", "40"], script)
+    assert status == cli.OK
+    assert [line for line in lines if "was disconnected" in line] == [
+        "client 1 was disconnected: its lifetime is over"]
+
+
 def test_module_that_is_run_is_the_command(monkeypatch, capsys):
     """`python -m threaded_echo` runs the command with the arguments of the process."""
     monkeypatch.setattr(sys, "argv", ["threaded_echo", "--port", "0", "--duration", "0"])
-    monkeypatch.delitem(sys.modules, "threaded_echo.__main__")
+    monkeypatch.delitem(sys.modules, "threaded_echo.__main__", raising=False)
     with pytest.raises(SystemExit) as raised:
         runpy.run_module("threaded_echo", run_name="__main__")
     assert raised.value.code == cli.OK

@@ -120,6 +120,22 @@ def test_change_holds_when_the_server_serves_again():
     assert seen[:4] == [(60, 15, 4, 1000), (20, 5, 4, 3000), (60, 15, 4, 0), (0, 0)] and seen[-1] == (8, 2, 4, 0)
 
 
+def test_loop_on_handle_request_sets_them_once(monkeypatch):
+    """What the program sets on its listener afterwards stays, and another listener is another matter."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        server.timeout = 0
+        server.handle_request()
+        server.socket.setsockopt(TCP, socket.TCP_KEEPIDLE, 5)
+        server.handle_request()
+        assert timeouts_of(server.socket) == (5, 15, 4, 0)
+        server.socket.close()
+        server.socket = socket.create_server(LOOPBACK)
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        server.keepalive = None
+        server.handle_request()
+        assert timeouts_of(server.socket)[0] != 0, "the program has turned it on, and nobody else turns it off"
+
+
 def test_platform_where_nothing_is_inherited_sets_them_on_each_connection(monkeypatch):
     """As it is on macOS, say: the listener is left alone."""
     monkeypatch.setattr(kernel_timeouts, "_IS_INHERITED", False)

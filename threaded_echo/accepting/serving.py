@@ -8,7 +8,7 @@ import socketserver
 import time
 from typing import Any
 
-from ..options import check_server
+from ..options import check, check_server
 from .loop import Loop, check_listening, unblock
 
 
@@ -83,5 +83,6 @@ def handle_request(server: Any, state: Any) -> None:
 
 def _set_timeouts(server: Any, state: Any, loop: Loop) -> None:
     """Begin to watch the clients' deadlines, and set those that the kernel keeps."""
+    check({name: getattr(server, name) for name in ("idle_timeout", "lifetime", "keepalive", "send_timeout")})
     state.kernel_timeouts.set_up(getattr(server, "socket", None), server.keepalive, server.send_timeout)
     state.deadlines.begin(server, loop.period)

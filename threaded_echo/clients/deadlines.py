@@ -19,7 +19,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from ..options import OPTIONS
@@ -40,7 +39,6 @@ def while_busy(client: Client, function: Callable[[Any], Any]) -> Callable[[Any]
     """Return ``function`` so that its client is not idle while it runs."""
     activity = client._observe()
 
-    @wraps(function)
     def run_busy(argument: Any) -> Any:
         activity.busy = True
         try:
@@ -83,10 +81,10 @@ class Deadlines:
 
         Raises RuntimeError if no thread can be started.
         """
-        if server.idle_timeout is None and server.lifetime is None:
+        wanted = server.idle_timeout, server.lifetime
+        if wanted == (None, None):
             return
-        if (server.idle_timeout is not None and read_traffic(getattr(server, "socket", None)) is None
-                and not self._has_warned):
+        if not (wanted[0] is None or self._has_warned or read_traffic(getattr(server, "socket", None))):
             self._has_warned = True
             logger.warning("idle_timeout has no effect: here the system cannot tell how long a client has been silent; "
                            "lifetime works")
@@ -94,7 +92,8 @@ class Deadlines:
             if period.is_stopping():
                 return
             if self._watcher is not None:
-                self._watcher.look_locked()  # the options may be others by now
+                if wanted != self._watcher.wanted:
+                    self._watcher.look_locked()
                 return
             self._watcher = Watcher(self, self._registry, server)
             try:
@@ -129,7 +128,7 @@ class Watcher(threading.Thread):
         self._is_over = False  # guarded by the registry's lock, as is the next
         self._has_to_look = True
         self._server = weakref.ref(server, self._forget)  # a program may drop its server without a stop
-        self._set: tuple[float | None, float | None] = (None, None)  # the time-outs, as far as they were valid
+        self.wanted: tuple[float | None, float | None] = (None, None)  # the time-outs, as they were at the last look
         self._shortest = 1.0
         self._complaint = ""  # the last one
 
@@ -171,7 +170,7 @@ class Watcher(threading.Thread):
     def look_at_all(self) -> float | None:
         """End the clients whose time is up; return the seconds to the next look, ``None`` if there are no clients."""
         self._read_options()
-        idle_timeout, lifetime = self._set
+        idle_timeout, lifetime = self.wanted
         clients = self._registry.clients()
         if not clients:
             return None
@@ -200,7 +199,7 @@ class Watcher(threading.Thread):
                 self._complaint = str(error)
                 logger.error("the time-outs are left as they were: %s", error)
             return
-        self._set = found[0], found[1]
+        self.wanted = found[0], found[1]
         # If the program has taken both back, it may set one again: look for that as often as before.
         self._shortest = min((seconds for seconds in found if seconds is not None), default=self._shortest)
 

@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -36,7 +37,8 @@ class KernelTimeouts:
     def __init__(self) -> None:
         self.set_on_each: Callable[[Any], None] | None = None
         """Called with each connection as it is accepted; ``None`` if there is nothing to set."""
-        self._has_set_keepalive = False  # on the listener, and so it is this class that takes it back
+        self._last: tuple[object, ...] = ()  # what set_up was called with
+        self._has_set_keepalive = False  # on that listener, and so it is this object that takes it back
         self._has_set_send_timeout = False
 
     def set_up(self, listener: object, keepalive: float | None, send_timeout: float | None) -> None:
@@ -45,9 +47,15 @@ class KernelTimeouts:
         ``keepalive`` and ``send_timeout``: seconds; ``None`` leaves the system's own. If the program has turned
         keep-alive on for its listener itself, the default does not change what it has set.
         """
-        self.set_on_each = None
         if not isinstance(listener, socket.socket) or listener.type != socket.SOCK_STREAM:
             return
+        asked = weakref.ref(listener), listener.fileno(), keepalive, send_timeout
+        if asked == self._last:  # as in a loop on handle_request
+            return
+        if asked[:2] != self._last[:2]:  # a listener of which nothing is known
+            self._has_set_keepalive = self._has_set_send_timeout = False
+        self._last = asked
+        self.set_on_each = None
         with suppress(OSError):  # the listener has been closed meanwhile, as accepting will find
             if listener.family not in (socket.AF_INET, socket.AF_INET6):
                 self._set_on_each(None, send_timeout, False)
