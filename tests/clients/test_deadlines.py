@@ -326,6 +326,26 @@ def test_stop_joins_the_watcher_and_serving_again_makes_another(serve, clock):
     assert report.clean and not watchers() and server._threaded_state.deadlines.to_join() == []
 
 
+def test_stop_waits_for_the_watcher_to_return(serve, monkeypatch):
+    """It is one of the threads that the stop joins, not one that is left to itself."""
+    release = threading.Event()
+    run = Watcher.run
+
+    def run_on(self):
+        run(self)
+        wait_until(release)
+
+    def join(self, timeout=None):
+        release.set()
+        threading.Thread.join(self, timeout)
+
+    monkeypatch.setattr(Watcher, "run", run_on)
+    monkeypatch.setattr(Watcher, "join", join)
+    server = serve(Echo, lifetime=1000.0)
+    watcher = watcher_of(server)
+    assert server.stop().clean and release.is_set() and not watcher.is_alive()
+
+
 def test_client_that_a_stop_has_woken_keeps_that_reason(serve, clock):
     """A handler that goes on after the wake has the time of the stop, not that of its deadlines."""
     gate = Gate()
@@ -458,11 +478,13 @@ def test_change_of_an_option_is_noticed_when_the_server_accepts_again(clock):
         server.handle_request()
         watcher = watcher_of(server)
         until(lambda: server._threaded_state.registry.arrival)
+        looks = []
+        watcher.look_locked = lambda: looks.append(watcher.look_at_all())
         server.handle_request()
-        assert not watcher._has_to_look and watcher.wanted == (None, 100.0)
+        assert not looks
         server.idle_timeout = 10.0
         server.handle_request()
-        until(lambda: watcher.wanted == (10.0, 100.0))
+        assert len(looks) == 1 and watcher.wanted == (10.0, 100.0)
 
 
 def test_wrong_option_of_a_loop_on_handle_request_is_named():
