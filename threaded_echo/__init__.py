@@ -24,6 +24,9 @@ lines, and `EchoHandler` sends back what comes. Other handlers find their client
 and waits ``drain_timeout`` seconds for them. Then it cuts the connections that are left, and waits ``force_timeout``
 seconds. It returns a `StopReport`, which names each `Survivor`: Python cannot end a thread from outside.
 
+*Deadlines.* ``idle_timeout``, ``lifetime``, ``send_timeout`` and ``handshake_timeout`` end clients that hold a server
+up; ``Client.reason`` says which. In a handler, ``receive_exactly`` and ``receive_until`` have one for a whole message.
+
 *Computing.* ``self.offload(function, ...)`` runs a function in worker processes (``executor=2``) or in any executor,
 while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`.
 

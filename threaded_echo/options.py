@@ -108,9 +108,9 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "Seconds that it then waits for the rest, after it has cut their connections."),
     Option("idle_timeout", None, _timeout,
            "Seconds without a byte in either direction after which a client is disconnected. A client whose handler is "
-           "in process(), or computes, is not idle. None: no limit. Needs Linux, and not a Unix socket: elsewhere "
-           "serving logs a warning. A change while the server is serving is noticed within the shorter of "
-           "idle_timeout and lifetime as they were; if both were None, when it serves again."),
+           "in process(), or waits for offload(), is not idle; for any other handler only bytes count. None: no limit. "
+           "Needs TCP on Linux: elsewhere serving logs a warning. A change while the server is serving is noticed "
+           "within the shorter of idle_timeout and lifetime as they were; if both were None, when it serves again."),
     Option("lifetime", None, _timeout,
            "Seconds from its accept after which a client is disconnected, whatever it does. None: no limit. A change "
            "is noticed as one of idle_timeout."),

@@ -69,6 +69,7 @@ class _Stop:
         self.inside: dict[threading.Thread, Client | None] = {}  # the callers from inside, and whom they serve
         self.called_inside: dict[threading.Thread, Client | None] = {}  # the same, and those that have returned
         self.to_close: list[Callable[[], None]] = []
+        self.watchers: list[threading.Thread] = []  # of deadlines, that have not returned in time
         self.error: BaseException | None = None  # what closing has raised
         self.is_over = False
         self.report: StopReport | None = None  # for callers from outside
@@ -277,6 +278,7 @@ class Stopping:
                 ended.append(stop.background)
         for thread in ended + self._deadlines.to_join():
             _join_one(thread, tail)
+        stop.watchers = self._deadlines.to_join()
         for thread in adopted:
             if stop.patient or thread not in self._given_up:
                 _join_one(thread, stop.until())
@@ -367,7 +369,7 @@ class Stopping:
             (client, thread) for client, thread in sorted(left.items(), key=lambda item: item[0].number)
             if not (thread in spared or thread is None and client in stop.called_inside.values() and spared)]
         known = {thread for _, thread in found} | spared
-        others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1] + self._deadlines.to_join()
+        others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1] + stop.watchers
         if stop.background is not None and not stop.background.is_over:
             others.append(stop.background)
         found += [(None, thread) for thread in dict.fromkeys(others)

@@ -326,8 +326,9 @@ def test_stop_joins_the_watcher_and_serving_again_makes_another(serve, clock):
     assert report.clean and not watchers() and server._threaded_state.deadlines.to_join() == []
 
 
-def test_stop_waits_for_the_watcher_to_return(serve, monkeypatch):
-    """It is one of the threads that the stop joins, not one that is left to itself."""
+@pytest.fixture
+def watcher_returns_late(monkeypatch):
+    """Let a watcher that has ended go on until it is joined."""
     release = threading.Event()
     run = Watcher.run
 
@@ -341,9 +342,33 @@ def test_stop_waits_for_the_watcher_to_return(serve, monkeypatch):
 
     monkeypatch.setattr(Watcher, "run", run_on)
     monkeypatch.setattr(Watcher, "join", join)
+
+
+def test_stop_waits_for_the_watcher_to_return(serve, watcher_returns_late):
+    """It is one of the threads that the stop joins, not one that is left to itself."""
     server = serve(Echo, lifetime=1000.0)
     watcher = watcher_of(server)
-    assert server.stop().clean and release.is_set() and not watcher.is_alive()
+    assert server.stop().clean and not watcher.is_alive()
+
+
+def test_watcher_that_is_about_to_be_joined_is_no_survivor_for_a_handler_that_stops(serve, watcher_returns_late):
+    """The handler has its report, of what it may wait for, before the stop that it follows has joined anything."""
+    reports = []
+
+    class Handler(Echo):
+        """Joins the stop that has woken it."""
+
+        def handle(self):
+            """Wait for it, and join it."""
+            self.request.sendall(b"x")
+            wait_until(self.server.stopping)
+            reports.append(self.server.stop())
+
+    server = serve(Handler, lifetime=1000.0)
+    with connect(server) as connection:
+        assert connection.recv(1) == b"x"
+        assert server.stop(drain=40).clean
+    assert reports[0].clean
 
 
 def test_client_that_a_stop_has_woken_keeps_that_reason(serve, clock):
