@@ -162,6 +162,7 @@ class AcceptingHooks(ServingHooks):
             else:  # a program accepts by itself, or hands on what another server has accepted
                 if client is not None and client._connection.request is request:
                     client._registry.hand_on(client)
+                state.deadlines.begin(self, state.stopping.period)  # nobody may have called serve_forever
                 client = state.registry.add(request, client_address, state.stopping.period)
         self._threaded_start_thread(client)
 

@@ -305,6 +305,16 @@ def test_clients_in_threads_of_the_programs_own_have_deadlines(serve, clock):
             assert receive_all(waiting) == b""
 
 
+def test_clients_that_a_program_accepts_by_itself_have_deadlines(clock):
+    """It has a loop of its own, and hands over what it has accepted."""
+    with ThreadedTCPServer(LOOPBACK, Echo, lifetime=10.0) as server, connect(server) as connection:
+        server.process_request(*server.socket.accept())
+        greet(connection)
+        clock.now += 10
+        look(server)
+        assert receive_all(connection) == b""
+
+
 def test_stop_joins_the_watcher_and_serving_again_makes_another(serve, clock):
     """Nothing is left of the first, which ends by itself, and is not waited for in vain."""
     server = serve(Echo, lifetime=10.0)
@@ -400,7 +410,8 @@ def test_handler_that_stops_the_server_ends_the_watcher(serve):
             stopped.append((report.clean, watchers(), current_client().reason))
 
     server = serve(Handler, lifetime=1000.0, idle_timeout=1000.0)
-    assert ask(server) == b""
+    with connect(server) as connection:
+        assert receive_all(connection) == b""
     assert server.stop().clean and stopped == [(True, [], "stop")]
 
 
