@@ -640,6 +640,28 @@ def test_watcher_that_cannot_be_started_is_an_error_of_serving(serve, monkeypatc
         assert ask(server.start()) == b"ping\n"
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_watcher_that_a_signal_handlers_stop_meets_as_it_is_started_ends(monkeypatch, when):
+    """The handler runs in the thread that starts it, with its lock, in the middle of it."""
+    started = []
+
+    def start(thread):
+        started.append(thread)
+        if when == "before":
+            server.stop()
+        threading.Thread.start(thread)
+        if when == "after":
+            server._threaded_state.stopping.period.stop()
+
+    monkeypatch.setattr(Watcher, "start", start)
+    with ThreadedTCPServer(LOOPBACK, Echo, lifetime=1000.0) as server:
+        state = server._threaded_state
+        state.deadlines.begin(server, state.stopping.period)
+        assert watcher_of(server) is None
+        [watcher] = started
+        until(lambda: not watcher.is_alive())
+
+
 def test_server_that_is_stopped_as_it_begins_to_serve_starts_no_watcher():
     """The stop that would end it is over already."""
     with ThreadedTCPServer(LOOPBACK, Echo, lifetime=1000.0) as server:

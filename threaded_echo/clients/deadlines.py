@@ -95,13 +95,17 @@ class Deadlines:
                 if wanted != self._watcher.wanted:
                     self._watcher.look_locked()
                 return
-            self._watcher = Watcher(self, self._registry, server)
+            watcher = self._watcher = Watcher(self, self._registry, server)
+            has_started = False
             try:
                 # With the lock held, for the check above; it needs nothing but a thread that has not seen the lock yet.
-                self._watcher.start()
-            except BaseException:  # out of threads, or interrupted
-                self.end_locked()
-                raise
+                watcher.start()
+                has_started = True
+            finally:
+                # Out of threads, or interrupted; or a signal handler has stopped the server between two lines of this.
+                if not has_started or period.is_stopping():
+                    watcher.end_locked()
+                    self.end_locked()
 
     def end_locked(self) -> None:
         """Tell the watcher to end."""
