@@ -27,6 +27,9 @@ seconds. It returns a `StopReport`, which names each `Survivor`: Python cannot e
 *Limits.* ``max_clients`` and ``max_clients_per_host`` bound how many clients there are; more wait, or are refused.
 ``suspend()`` and ``resume()`` shut and open the door by hand. All of these may be changed while the server serves.
 
+*Deadlines.* ``idle_timeout``, ``lifetime``, ``send_timeout`` and ``handshake_timeout`` end clients that hold a server
+up; ``Client.reason`` says which. In a handler, ``receive_exactly`` and ``receive_until`` have one for a whole message.
+
 *Computing.* ``self.offload(function, ...)`` runs a function in worker processes (``executor=2``) or in any executor,
 while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`.
 

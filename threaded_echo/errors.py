@@ -18,4 +18,12 @@ class WorkerDied(RuntimeError):
 
 
 class LineTooLong(ValueError):
-    """Raised if a client sends a line of more than ``max_line`` bytes."""
+    """Raised if a client sends a line of more than ``max_line`` bytes, or a message above ``receive_until``'s limit."""
+
+
+class StreamEnded(EOFError):
+    """What ``receive_exactly`` and ``receive_until`` raise if the stream ends ahead of the message's end."""
+
+
+class ReceiveTimeout(TimeoutError):
+    """What ``receive_exactly`` and ``receive_until`` raise if the time for a message is up."""

@@ -11,6 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from .clients.client import Client
+from .clients.deadlines import while_busy, while_resting
+from .clients.receiving import Receiver
 from .clients.threads import current_client
 from .errors import LineTooLong
 from .observe import logs
@@ -70,7 +72,10 @@ class ClientHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         """Process each chunk until the client ends its stream, or a stop does."""
-        receive, process, send = self.request.recv, self.process, self._sender()
+        receive, send = self.request.recv, self._sender()
+        process: Callable[[Any], Any] = self.process
+        if self._may_be_idle():
+            process = while_busy(self.client, process)
         size = _CHUNK
         while data := receive(size):
             size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
@@ -91,6 +96,35 @@ class ClientHandler(socketserver.BaseRequestHandler):
         """
         self.client.send(data)
 
+    def receive_exactly(self, n: int, timeout: float | None = None) -> bytes:
+        """Receive exactly ``n`` bytes, for a ``handle`` of one's own.
+
+        ``timeout``: seconds for all of them; ``None``: no limit. Raises EOFError if the stream ends before, which a
+        stop or a disconnect does, too, and TimeoutError if the time is up. After a TimeoutError the connection is as
+        it was, and the next call goes on with what has come so far. If ``handle`` lets them pass, the client is ended;
+        an EOFError is not counted as a failure.
+
+        What arrives beyond the message is kept for the next call of this method or `receive_until`. Whoever reads
+        ``self.request`` itself, as `process` does, misses that. On a TLS connection a call with a time-out waits for
+        another thread's `Client.send` to end. *Thread safety*: the handler's own thread.
+        """
+        return self._receiver().exactly(self.request, n, timeout)
+
+    def receive_until(self, separator: bytes = b"\n", limit: int = 65536, timeout: float | None = None) -> bytes:
+        """Receive all bytes up to and including ``separator``, for a ``handle`` of one's own.
+
+        ``limit``: the most bytes ahead of the separator. Raises `LineTooLong` if there are more, and otherwise what
+        `receive_exactly` does; the rest of what is said there is true here, too.
+        """
+        return self._receiver().until(self.request, separator, limit, timeout)
+
+    _received: Receiver | None = None  # made on first use
+
+    def _receiver(self) -> Receiver:
+        if self._received is None:
+            self._received = Receiver(self.client._connection.sending)
+        return self._received
+
     def offload(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call ``function(*args, **kwargs)`` in the server's `executor`, and return its result; this thread waits.
 
@@ -103,6 +137,10 @@ class ClientHandler(socketserver.BaseRequestHandler):
         if getattr(self.send, "__func__", None) is ClientHandler.send:
             return self.client._connection.send
         return self.send
+
+    def _may_be_idle(self) -> bool:
+        """Return whether clients are ended for being idle; then it has to be known when they are not."""
+        return getattr(self.server, "idle_timeout", None) is not None
 
     def _check_reply(self, reply: object) -> None:
         """Raise TypeError, naming `process`, unless what it has returned is bytes-like."""
@@ -132,7 +170,13 @@ class LineHandler(ClientHandler):
     def handle(self) -> None:
         """Process each line until the client ends its stream, or a stop does."""
         self._replies: list[bytes] = []
-        receive, process, send, limit = self.request.recv, self.process, self._sender(), self.max_line
+        receive, send, limit = self.request.recv, self._sender(), self.max_line
+        process: Callable[[Any], Any] = self.process
+        process_lines: Callable[[Any], Any] = self._process_lines
+        self._reply = self._flush
+        if self._may_be_idle():
+            process, process_lines = while_busy(self.client, process), while_busy(self.client, process_lines)
+            self._reply = while_resting(self.client, self._flush)
         size = _CHUNK
         rest: list[bytes] = []  # the pieces of a line whose end has not come yet
         length = 0
@@ -149,14 +193,14 @@ class LineHandler(ClientHandler):
                 if rest:
                     lines[0] = b"".join((*rest, lines[0]))
                     rest, length = [], 0
-                self._process_lines([line[:-1] if line.endswith(b"\r") else line for line in lines])
+                process_lines([line[:-1] if line.endswith(b"\r") else line for line in lines])
             if tail:
                 rest.append(tail)
                 length += len(tail)
                 if length > limit + 1:  # the byte above the limit may be a carriage return
                     raise self._too_long()
         if rest and self.client._has_ended_its_stream():
-            self._process_lines([b"".join(rest)])
+            process_lines([b"".join(rest)])
 
     def send(self, data: Any) -> None:
         """Send the replies that are ready, then all of ``data`` (bytes-like), to the client.
@@ -185,12 +229,12 @@ class LineHandler(ClientHandler):
                         oldest = time.monotonic()
                     replies.append(self._ended(reply))
                 if replies and time.monotonic() - oldest > _TOGETHER:
-                    self._flush()
+                    self._reply()
         except BaseException:  # whatever process raises; the replies to the lines before it are due all the same
             with suppress(OSError):  # the handler's own error is the one to report
-                self._flush()
+                self._reply()
             raise
-        self._flush()
+        self._reply()
 
     def _ended(self, reply: Any) -> bytes:
         """Return a reply with its line end."""

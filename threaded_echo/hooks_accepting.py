@@ -66,6 +66,8 @@ class AcceptingHooks(ServingHooks):
             self._threaded_meet_accept_error(error, period)
             return None
         state = self._threaded_state
+        if state.kernel_timeouts.set_on_each is not None:
+            state.kernel_timeouts.set_on_each(request)
         if state.limits.allowance.left > 0:
             return state.registry.add(request, client_address, period)
         client = state.limits.admit(self, request, client_address, period)
@@ -170,6 +172,7 @@ class AcceptingHooks(ServingHooks):
             else:  # a program accepts by itself, or hands on what another server has accepted
                 if client is not None and client._connection.request is request:
                     client._registry.hand_on(client)
+                state.deadlines.begin(self, state.stopping.period)  # nobody may have called serve_forever
                 client = state.registry.add(request, client_address, state.stopping.period)
         self._threaded_start_thread(client)
 

@@ -14,21 +14,27 @@ from .clients.client import Client
 from .clients.connection import means_gone
 from .clients.threads import HandlerThread, calling
 from .compatibility import NonDataProperty
-from .errors import LineTooLong, ServerStopping
+from .errors import LineTooLong, ReceiveTimeout, ServerStopping, StreamEnded
 from .state import ServerState
 from .transport.listeners import show_address
 
 logger = logging.getLogger("threaded_echo")
 
-# The kinds of failures that clients can cause, of which so many are logged.
+# The kinds of records that clients can cause, of which so many are logged.
 HANDSHAKES, HANDLERS, HOOKS = "failed TLS handshakes", "failures of handlers", "failures of hooks"
 REFUSALS = "refused clients"
+DEADLINES, LATE = "clients whose time was up", "messages that came too late"
+
+# The reasons of a deadline, and what the log says.
+_TIMES_UP = {"idle": "it was idle for too long", "lifetime": "its lifetime is over",
+             "send": "it took nothing of what was sent to it for too long"}
 
 if TYPE_CHECKING:
     class _Base(socketserver.ThreadingMixIn, socketserver.TCPServer):
         reuse_threads: bool
         logs_per_client: int | None
         limit_reply: Any
+        handshake_timeout: float | None
 
         def client_disconnected(self, client: Client) -> None: ...
 else:
@@ -54,6 +60,8 @@ class LeavingHooks(_Base):
             self._threaded_log("lines that are too long", logging.WARNING, "%s: %s", name, error)
         elif isinstance(error, ServerStopping):
             logger.info("%s: %s", name, error)
+        elif isinstance(error, ReceiveTimeout):
+            self._threaded_log(LATE, logging.WARNING, "%s: %s", name, error)
         elif client is None or client._has_failed():
             self._threaded_log(HANDLERS, logging.ERROR, "%s: its handler has failed", name, exc_info=error)
         else:
@@ -143,8 +151,12 @@ class LeavingHooks(_Base):
                                exc_info=True)
 
     def _threaded_tell_disconnected(self, client: Client) -> None:
-        """Call `client_disconnected`, if `client_connected` was called."""
-        if client.reason is not None:
+        """Log why the server has ended the client, and call `client_disconnected` if `client_connected` was called."""
+        if client.reason in _TIMES_UP:
+            self._threaded_log(DEADLINES, logging.INFO, "client %d was disconnected: %s", client.number,
+                               _TIMES_UP[client.reason],
+                               extra={"client": client.number, "address": client.address, "event": client.reason})
+        elif client.reason is not None:
             logger.debug("client %d was ended by the server: %s", client.number, client.reason)
         if client._announced:
             try:
@@ -176,7 +188,7 @@ class LeavingHooks(_Base):
 
     def _threaded_judge(self, client: Client | None, error: BaseException | None) -> Client | None:
         """Count the client as failed, unless ``error`` means that it went away; return it."""
-        if client is not None and not isinstance(error, ServerStopping):
-            if not (means_gone(error) and client._connection.is_lost()):
+        if client is not None and not isinstance(error, (ServerStopping, StreamEnded)):
+            if not (client._cut_if_send_timed_out(error) or means_gone(error) and client._connection.is_lost()):
                 client._fail()
         return client

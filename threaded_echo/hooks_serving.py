@@ -63,7 +63,7 @@ class ServingHooks(LeavingHooks):
     def _threaded_shake_hands(self, client: Client, request: Any) -> bool:
         """Do the TLS handshake, then ask ``verify_request``; False if the client is refused."""
         try:
-            tls.shake_hands(request)
+            tls.shake_hands(request, self.handshake_timeout)
             return self._threaded_verify(client)
         except OSError as error:
             self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s", client.number,
@@ -112,10 +112,12 @@ class ServingHooks(LeavingHooks):
         if client is not None and registry.owns(client) and client._connection.is_taken_over():
             registry.follow(client, request)
         try:
-            tls.shake_hands(request)
+            tls.shake_hands(request, self.handshake_timeout)
         except OSError as error:
             self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
                                client.number if client else 0, error)
+            if client is not None and registry.owns(client):
+                client._refuse("handshake")
             return False
         return True
 

@@ -44,6 +44,11 @@ class ThreadedMixIn(AcceptingHooks):
     one_cpu: bool
     drain_timeout: float
     force_timeout: float
+    idle_timeout: float | None
+    lifetime: float | None
+    send_timeout: float | None
+    handshake_timeout: float | None
+    keepalive: float | None
     executor: Any
     max_offloads: int | None
     at_offload_limit: str

@@ -13,6 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+KEEPALIVE = 60.0
+"""The default of the option ``keepalive``, in seconds."""
+
+LONGEST_KEEPALIVE = 32767
+"""The most seconds that Linux takes for it (``MAX_TCP_KEEPIDLE`` in include/net/tcp.h)."""
+
 
 def _flag(name: str, value: object) -> None:
     if value not in (True, False):  # 1 and 0 too: existing classes say allow_reuse_address = 1
@@ -47,6 +53,19 @@ def _limit(name: str, value: object) -> None:
         _count(name, value)
         if value == 0:
             raise ValueError(f"{name} must be None or at least 1, not 0")
+
+
+def _timeout(name: str, value: object) -> None:
+    if value is not None:
+        check_seconds(name, value)
+        if value == 0:
+            raise ValueError(f"{name} must be None or more than 0 seconds, not {value!r}")
+
+
+def _keepalive(name: str, value: object) -> None:
+    _timeout(name, value)
+    if value is not None and value > LONGEST_KEEPALIVE:  # type: ignore[operator]  # a number: that is checked
+        raise ValueError(f"{name} must be at most {LONGEST_KEEPALIVE} seconds, not {value!r}")
 
 
 def _at_limit(name: str, value: object) -> None:
@@ -95,6 +114,26 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "Seconds that a stop waits for handlers to end by themselves, after it has woken them."),
     Option("force_timeout", 1.0, check_seconds,
            "Seconds that it then waits for the rest, after it has cut their connections."),
+    Option("idle_timeout", None, _timeout,
+           "Seconds without a byte in either direction after which a client is disconnected. A client whose handler is "
+           "in process(), or waits for offload(), is not idle; for any other handler only bytes count. None: no limit. "
+           "Needs TCP on Linux: elsewhere serving logs a warning. A change while the server is serving is noticed "
+           "within the shorter of idle_timeout and lifetime as they were; if both were None, when it serves again."),
+    Option("lifetime", None, _timeout,
+           "Seconds from its accept after which a client is disconnected, whatever it does. None: no limit. A change "
+           "is noticed as one of idle_timeout."),
+    Option("send_timeout", None, _timeout,
+           "Seconds for which a client may take nothing of what is sent to it; then it is disconnected. None: no "
+           "limit. The kernel keeps this time, and looks now and then only. For Unix sockets, and without "
+           "TCP_USER_TIMEOUT (macOS, Windows), it is for each send, and not for TLS. A change is noticed when the "
+           "server serves again."),
+    Option("handshake_timeout", 10.0, _timeout,
+           "Seconds for the whole of a TLS handshake; then the client is refused. None: no limit."),
+    Option("keepalive", KEEPALIVE, _keepalive,
+           "TCP keep-alive: a client that has been silent for so many seconds is asked whether it is there; one that "
+           "has vanished is found after about twice the time (after send_timeout, if that is set). None: the system's "
+           "settings, or those that the program has made on the listening socket; the default leaves these alone, too. "
+           "A change is noticed when the server serves again."),
     Option("executor", None, _executor,
            "Where offload() runs functions. None: in the calling thread. A number: in so many worker processes, which "
            "the server starts before its first client, and ends. Or any object with a submit() like that of "

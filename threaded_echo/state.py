@@ -11,12 +11,14 @@ from .accepting.farewells import Farewells
 from .accepting.limits import Limits
 from .accepting.loop import Loops
 from .accepting.one_cpu import OneCpu
+from .clients.deadlines import Deadlines
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
 from .observe.logs import BoundedLog
 from .observe.stats import Counts, ServerStats
 from .offloading.calls import Offloads
 from .stopping import Stopping
+from .transport.kernel_timeouts import KernelTimeouts
 
 
 class ServerState:
@@ -32,7 +34,9 @@ class ServerState:
         self.loops.when_stopped = self.farewells.end_locked
         self.one_cpu = OneCpu()
         self.offloads = Offloads(self.registry.lock)
-        self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads)
+        self.deadlines = Deadlines(self.registry)
+        self.kernel_timeouts = KernelTimeouts()
+        self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads, self.deadlines)
         self.failures = AcceptFailures()
         self.logs = BoundedLog(logging.getLogger("threaded_echo"))
 

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from .accepting.loop import Background, Loop, Loops
 from .clients.client import Client
+from .clients.deadlines import Deadlines
 from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, client_in_hand
@@ -68,6 +69,7 @@ class _Stop:
         self.inside: dict[threading.Thread, Client | None] = {}  # the callers from inside, and whom they serve
         self.called_inside: dict[threading.Thread, Client | None] = {}  # the same, and those that have returned
         self.to_close: list[Callable[[], None]] = []
+        self.watchers: list[threading.Thread] = []  # of deadlines, that have not returned in time
         self.error: BaseException | None = None  # what closing has raised
         self.is_over = False
         self.report: StopReport | None = None  # for callers from outside
@@ -94,11 +96,13 @@ class _Stop:
 class Stopping:
     """The stops of one server, and its way back to serving. Its fields are guarded by the registry's lock."""
 
-    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, loops: Loops, offloads: Offloading) -> None:
+    def __init__(self, registry: HandlerRegistry, threads: HandlerThreads, loops: Loops, offloads: Offloading,
+                 deadlines: Deadlines) -> None:
         self._registry = registry
         self._threads = threads
         self._loops = loops
         self._offloads = offloads
+        self._deadlines = deadlines
         self._current: _Stop | None = None
         self._given_up: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._left_waiting: set[Client] = set()  # given up without a thread, as a program's executor has none for them
@@ -205,6 +209,7 @@ class Stopping:
         self._registry.awaited = len(self._given_up) + len(self._left_waiting)
         self.period.stop()
         self._loops.stop_locked()
+        self._deadlines.end_locked()
 
     # The leader's steps, in their order.
 
@@ -283,8 +288,9 @@ class Stopping:
         with self._registry.lock:
             if stop.background is not None and stop.background.is_over:
                 ended.append(stop.background)
-        for thread in ended:
+        for thread in ended + self._deadlines.to_join():
             _join_one(thread, tail)
+        stop.watchers = self._deadlines.to_join()
         for thread in adopted:
             if stop.patient or thread not in self._given_up:
                 _join_one(thread, stop.until())
@@ -376,7 +382,7 @@ class Stopping:
             (client, thread) for client, thread in sorted(left.items(), key=lambda item: item[0].number)
             if not (thread in spared or spared and client in stop.called_inside.values())]
         known = {thread for _, thread in found} | spared
-        others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1]
+        others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1] + stop.watchers
         if stop.background is not None and not stop.background.is_over:
             others.append(stop.background)
         found += [(None, thread) for thread in dict.fromkeys(others)

@@ -122,6 +122,9 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--port", "65536"], "--port"),
     (["--port", "\u0663"], "--port"),
     (["--port", "9999", "--unix", "path"], "argument --port: not allowed with argument --unix"),
+    (["--unix", "path", "--idle-timeout", "1"], "argument --idle-timeout: not allowed with argument --unix"),
+    (["--idle-timeout", "0"], "argument --idle-timeout: must be None or more than 0 seconds, not 0.0"),
+    (["--lifetime", "soon"], "argument --lifetime: must be a number, not 'soon'"),
     (["--duration", "-1"], "argument --duration: must not be negative: -1"),
     (["--duration", "inf"], "argument --duration: must be from 0 to "),
     (["--duration", "soon"], "argument --duration: must be a number, not 'soon'"),
@@ -178,16 +181,34 @@ def test_version_is_that_of_the_package(capsys):
 def test_options_are_those_of_the_server():
     """An option that is not given is left to the server."""
     plain = server_options(parse([]))
-    assert plain == {"drain_timeout": 5.0, "force_timeout": 1.0, "logs_per_client": 100, "executor": None,
-                     "one_cpu": False, "max_clients": None, "at_limit": "wait", "max_clients_per_host": None}
-    assert server_options(parse(["--one-cpu", "--workers", "2", "--drain-timeout", "7"])) == plain | {
-        "one_cpu": True, "executor": 2, "drain_timeout": 7.0}
+    assert plain == {"idle_timeout": None, "lifetime": None, "drain_timeout": 5.0, "force_timeout": 1.0,
+                     "logs_per_client": 100, "executor": None, "one_cpu": False,
+                     "max_clients": None, "at_limit": "wait", "max_clients_per_host": None}
+    arguments = ["--one-cpu", "--workers", "2", "--drain-timeout", "7", "--idle-timeout", "60", "--lifetime", "3.5"]
+    assert server_options(parse(arguments)) == plain | {
+        "one_cpu": True, "executor": 2, "drain_timeout": 7.0, "idle_timeout": 60.0, "lifetime": 3.5}
+
+
+def test_deadlines_of_the_command_end_its_clients():
+    """What has ended a client is printed once."""
+    def script(operator):
+        """Connect, and say nothing."""
+        with connect(operator.address()) as client:
+            assert receive_all(client) == b""
+        while "disconnected: " not in operator.line():
+            pass
+        operator.interrupt()
+
+    status, lines = run(["--port", "0", "--lifetime", "0.05", "--idle-timeout", "40"], script)
+    assert status == cli.OK
+    assert [line for line in lines if "was disconnected" in line] == [
+        "client 1 was disconnected: its lifetime is over"]
 
 
 def test_module_that_is_run_is_the_command(monkeypatch, capsys):
     """`python -m threaded_echo` runs the command with the arguments of the process."""
     monkeypatch.setattr(sys, "argv", ["threaded_echo", "--port", "0", "--duration", "0"])
-    monkeypatch.delitem(sys.modules, "threaded_echo.__main__")
+    monkeypatch.delitem(sys.modules, "threaded_echo.__main__", raising=False)
     with pytest.raises(SystemExit) as raised:
         runpy.run_module("threaded_echo", run_name="__main__")
     assert raised.value.code == cli.OK

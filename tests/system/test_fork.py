@@ -27,7 +27,7 @@ class Forks(LineHandler):
             try:
                 {end}
                 known = len(server.clients), len(server._threads), server.stats().accepted
-                status = 0 if known == (0, 0, 0) and server.fileno() < 0 else 3
+                status = 0 if known == (0, 0, 0) and server.fileno() < 0 and threading.active_count() == 1 else 3
             finally:
                 os._exit(status)
         return b"status %d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -36,7 +36,7 @@ def talk(client, line):
     client.sendall(line + b"\\n")
     print(client.makefile("rb").readline().decode().strip())
 
-with ThreadedTCPServer(("127.0.0.1", 0), Forks, drain_timeout=40).start() as server:
+with ThreadedTCPServer(("127.0.0.1", 0), Forks, drain_timeout=40, lifetime=1000).start() as server:
     address = server.server_address
     with socket.create_connection(address, 40) as one, socket.create_connection(address, 40) as other:
         talk(other, b"before")

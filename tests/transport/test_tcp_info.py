@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from threaded_echo.transport.tcp_info import read_traffic
+from threaded_echo.transport.tcp_info import read_stall, read_traffic
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the counts are Linux's")
 
@@ -122,3 +122,34 @@ def test_end_of_stream_that_arrives_in_the_middle_is_no_byte(pair):
         pass
     with Racing(fileno=socket.dup(server.fileno())) as racing:
         assert read_traffic(racing).received == 5
+
+
+@linux
+def test_stall_is_known_while_something_is_undelivered(pair):
+    """A peer that has taken everything stalls nothing, whatever it reads."""
+    client, server = pair
+    assert read_stall(server) is None
+    server.sendall(b"hello")
+    client.recv(5, socket.MSG_WAITALL)
+    assert read_stall(server) is None
+    server.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            server.send(b"x" * 65536)
+    assert 0 <= read_stall(server) < 20
+
+
+def test_stall_is_not_known_elsewhere(pair, monkeypatch):
+    """On another platform, and on a kernel whose structure is shorter."""
+    class Short(socket.socket):
+        """Of an old kernel."""
+
+        def getsockopt(self, *arguments):
+            """Return less."""
+            return b"x" * 100
+
+    if sys.platform == "linux":
+        with Short() as connection:
+            assert read_stall(connection) is None
+    monkeypatch.setattr(sys, "platform", "other")
+    assert read_stall(pair[1]) is None

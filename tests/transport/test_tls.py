@@ -94,9 +94,11 @@ def test_verify_request_sees_a_client_that_has_shaken_hands(serve):
             return len(versions) == 1
 
     server = serve(Echo, Server)
-    with connect_tls(server) as client, connect_tls(server) as other:
+    with connect_tls(server) as client:
         client.sendall(b"x")
-        assert client.recv(1) == b"x" and receive_all(other) == b""
+        assert client.recv(1) == b"x"  # only now it is certain that the server's part of the handshake is done
+        with connect_tls(server) as other:
+            assert receive_all(other) == b""
     server.stop()
     assert versions == ["TLSv1.3"] * 2 and server.stats().refused == 1
 
@@ -291,3 +293,71 @@ def test_client_above_the_limit_is_sent_no_byte_in_the_clear(serve):
             assert receive_all(refused) == b""
     server.stop()
     assert server.stats().refused_by == {"limit": 1}
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02"])
+def test_handshake_that_is_not_done_in_time_is_refused(serve, caplog, said):
+    """Whether it is stalled or never begins, nobody else is held up, and the reason is told."""
+    caplog.set_level(logging.INFO, logger="threaded_echo")
+    server = serve(Echo, TLSServer)
+    with connect_tls(server) as other:
+        other.sendall(b"x")
+        assert other.recv(1) == b"x"
+        server.handshake_timeout = 0.02
+        with connect(server) as client:
+            until(lambda: len(server.clients) == 2)
+            late = server.clients[2]
+            client.sendall(said)
+            assert receive_all(client) == b""
+            until(lambda: late.state == "gone")
+        assert (late.reason, late._outcome) == ("handshake", "refused")
+        other.sendall(b"y")
+        assert other.recv(1) == b"y"
+    server.stop()
+    assert (server.stats().refused, server.stats().failed) == (1, 0)
+    [record] = caplog.records
+    assert record.getMessage().startswith("client 2: its TLS handshake has failed: ")
+    assert record.getMessage().endswith("The handshake operation timed out")
+
+
+@pytest.mark.parametrize("own, limit, during", [(None, 5.0, 5.0), (7.0, 5.0, 5.0), (3.0, 5.0, 3.0), (None, None, None),
+                                                (None, 1e-9, 0.001)])
+def test_handshake_leaves_the_sockets_own_time_out_as_it_was(monkeypatch, own, limit, during):
+    """The shorter of the two counts; never one of 0 seconds, which would mean: do not block."""
+    seen = []
+
+    class Connection(socket.socket):
+        """Notes its time-out in the handshake, which fails."""
+
+        def do_handshake(self):
+            """Fail."""
+            seen.append(self.gettimeout())
+            raise ConnectionResetError
+
+    monkeypatch.setattr(tls, "awaits_handshake", lambda connection: True)
+    with Connection() as connection:
+        connection.settimeout(own)
+        with pytest.raises(ConnectionResetError):
+            tls.shake_hands(connection, limit)
+        assert connection.gettimeout() == own
+    assert seen == [during]
+
+
+def test_handshake_of_a_connection_that_a_program_has_wrapped_itself_has_a_deadline(serve):
+    """It is done ahead of the handler, which does not run."""
+    class Server(ThreadedTCPServer):
+        """Wraps each connection in the handler's thread."""
+
+        handshake_timeout = 0.02
+
+        def finish_request(self, request, client_address):
+            """Wrap, and leave the handshake to whoever reads first."""
+            with server_context().wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secure:
+                super().finish_request(secure, client_address)
+
+    server = serve(Echo, Server)
+    with connect(server) as client:
+        assert receive_all(client) == b""
+    server.stop()
+    stats = server.stats()
+    assert (stats.refused, stats.failed) == (1, 0)

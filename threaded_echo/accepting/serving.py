@@ -8,7 +8,7 @@ import socketserver
 import time
 from typing import Any
 
-from ..options import check_server
+from ..options import check, check_server
 from .loop import Loop, check_listening, unblock
 
 
@@ -45,6 +45,7 @@ def _opens(server: Any, state: Any, loop: Loop) -> bool:
     try:
         check_listening(server)
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
+        _set_timeouts(server, state, loop)
         unblock(server)
         loop.open(server.fileno)
     except (OSError, ValueError, RuntimeError):
@@ -66,6 +67,7 @@ def handle_request(server: Any, state: Any) -> None:
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
+        _set_timeouts(server, state, loop)
         unblock(server)
         try:
             loop.open(server.fileno)
@@ -85,3 +87,10 @@ def handle_request(server: Any, state: Any) -> None:
                     return
     finally:
         state.loops.end(loop)
+
+
+def _set_timeouts(server: Any, state: Any, loop: Loop) -> None:
+    """Begin to watch the clients' deadlines, and set those that the kernel keeps."""
+    check({name: getattr(server, name) for name in ("idle_timeout", "lifetime", "keepalive", "send_timeout")})
+    state.kernel_timeouts.set_up(getattr(server, "socket", None), server.keepalive, server.send_timeout)
+    state.deadlines.begin(server, loop.period)

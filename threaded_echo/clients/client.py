@@ -7,17 +7,30 @@ makes most of them, and from ``disconnecting`` on no thread can turn it back.
 """
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
 from datetime import datetime, timezone
 from typing import Any
 
+from ..transport.kernel_timeouts import has_send_timed_out
 from ..transport.tcp_info import has_ended_its_stream
 from .connection import Connection
 from .period import Period
 
 _LAST = ("disconnecting", "gone")
+
+
+class Activity:
+    """When a client was not idle, as far as its bytes do not tell. Times are those of `time.monotonic`."""
+
+    __slots__ = ("busy", "rested", "seen")
+
+    def __init__(self) -> None:
+        self.busy = False  # its handler is in `process`
+        self.rested = float("-inf")  # when its handler has ended that, or a computation; set ahead of `busy`
+        self.seen = float("-inf")  # when a byte has passed, as the kernel said at the last look
 
 
 class Client:
@@ -28,15 +41,16 @@ class Client:
     - ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after it has gone.
     - ``reason``: why the server has disconnected or refused it; ``None`` if it has not. ``"stop"``;
       ``"disconnect"``, if `disconnect` was called; ``"verify"``, if ``verify_request`` has refused it;
-      ``"handshake"``, if that of TLS has failed; ``"limit"``, if ``max_clients`` are there already;
-      ``"host limit"``, if its host has ``max_clients_per_host``; ``"thread"``, if no thread could be started.
+      ``"handshake"``, if that of TLS has failed or was not done in time; ``"limit"``, if ``max_clients`` are there
+      already; ``"host limit"``, if its host has ``max_clients_per_host``; ``"thread"``, if no thread could be started;
+      ``"idle"``, ``"lifetime"`` and ``"send"``, if the time of the option of that name was up.
 
     *Thread safety*: every attribute and method may be used from any thread, also after the client has gone.
     """
 
     __slots__ = ("number", "address", "thread", "reason", "_connection", "_period", "_registry", "_lock", "_phase",
                  "_outcome", "_announced", "_ended_its_stream", "_counted", "_logs", "_accepted", "_accepted_at",
-                 "_ended")
+                 "_ended", "_activity")
 
     def __init__(self, number: int, request: Any, address: Any, period: Period, registry: Any) -> None:
         self.number = number
@@ -58,6 +72,7 @@ class Client:
         self._accepted = time.monotonic()
         self._accepted_at = time.time()
         self._ended: float | None = None
+        self._activity: Activity | None = None  # what an idle time-out has to know of it, once that may matter
 
     def __repr__(self) -> str:
         return f"<Client {self.number} {self.state} {self.address!r}>"
@@ -103,8 +118,9 @@ class Client:
         """Send all of ``data`` (bytes-like), and return when the kernel has taken it.
 
         Blocks while the client reads nothing. Raises OSError, in most cases a ConnectionError, if the client has gone
-        or goes meanwhile, or if its TLS handshake is not done yet. After a send that has failed, which may have sent a
-        part of its message, every later one raises, too. *Thread safety*: any thread; whole sends never interleave.
+        or goes meanwhile, or if its TLS handshake is not done yet; a TimeoutError if it takes nothing for
+        ``send_timeout`` seconds, which disconnects it. After a send that has failed, which may have sent a part of its
+        message, every later one raises, too. *Thread safety*: any thread; whole sends never interleave.
         """
         try:
             self._connection.send(data)
@@ -112,6 +128,10 @@ class Client:
             if error.errno is None:  # the connection's own words, which do not know the number
                 raise type(error)(f"client {self.number}: {error}") from None
             raise
+        except OSError as error:
+            if not self._cut_if_send_timed_out(error):
+                raise
+            raise TimeoutError(errno.ETIMEDOUT, f"client {self.number} takes nothing of what is sent to it") from error
 
     def disconnect(self) -> None:
         """End the connection in both directions, at once.
@@ -134,6 +154,8 @@ class Client:
     def _move(self, phase: str) -> None:
         """Set the phase to ``"serving"`` or ``"computing"``, unless the client is being disconnected."""
         with self._lock:
+            if self._phase == "computing" != phase:
+                self._observe().rested = time.monotonic()
             if self._phase not in _LAST:
                 self._phase = phase
         self._connection.allow_sending()
@@ -154,6 +176,13 @@ class Client:
             self._end_for(reason)
             self._phase = "disconnecting"
         self._connection.cut()
+
+    def _cut_if_send_timed_out(self, error: BaseException | None) -> bool:
+        """End both directions if ``error`` means that a send has made no progress for too long; return whether so."""
+        if not has_send_timed_out(self._connection.request, error):
+            return False
+        self._cut("send")
+        return True
 
     def _end_for(self, reason: str) -> None:
         """Set the reason before the stream ends, so that the handler knows which side has ended it."""
@@ -186,6 +215,13 @@ class Client:
             self._outcome = self._outcome or "finished"
             self._ended = time.monotonic()
         return True
+
+    def _observe(self) -> Activity:
+        """Return what is known of its activity, made on first use."""
+        with self._lock:
+            if self._activity is None:
+                self._activity = Activity()
+            return self._activity
 
     # What the server reads.
 

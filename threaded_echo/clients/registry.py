@@ -69,10 +69,11 @@ class HandlerRegistry:
 
     def __init__(self) -> None:
         # Re-entrant, so that a stop in a signal handler cannot deadlock with the frame that it has interrupted. Guards
-        # accepted, peak and awaited, and the fields of HandlerThreads, Loops and Stopping that say so. The dicts and
-        # queues change by single operations, which are atomic on every build of Python.
+        # accepted, peak, arrival and awaited, and the fields of HandlerThreads, Loops, Stopping and Deadlines that say
+        # so. The dicts and queues change by single operations, which are atomic on every build of Python.
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
+        self.arrival: threading.Condition | None = None  # on that lock: somebody waits for a client
         self.awaited = -1  # notify if at most so many clients or threads are left; -1: nobody waits
         # Called with a client that has left, in the thread that has removed it. None: nobody waits for that.
         self.when_left: Callable[[Client], None] | None = None
@@ -108,6 +109,8 @@ class HandlerRegistry:
             self.accepted = number  # not before, or an interrupt in between leaves a client that is nowhere
             if len(live) > self.peak:
                 self.peak = len(live)
+            if self.arrival is not None:
+                self.arrival.notify_all()
         if period.stopping.is_set():
             client._wake()
         return client

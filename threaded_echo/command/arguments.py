@@ -12,6 +12,8 @@ HOST, PORT = "127.0.0.1", 9999
 
 # The arguments that are options of the server under the same name: what a value is read by, its name, the help.
 _OPTIONS: dict[str, tuple[Callable[[str], float], str, str]] = {
+    "idle_timeout": (float, "S", "disconnect a client after so many seconds without a byte either way"),
+    "lifetime": (float, "S", "disconnect a client so many seconds after it has connected"),
     "drain_timeout": (float, "S", "how long a stop waits for handlers to end by themselves"),
     "force_timeout": (float, "S", "how long it then waits once the connections are cut"),
     "max_clients": (int, "N", "the most clients at once"),
@@ -26,6 +28,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.unix is not None and options.port is not None:
         parser.error("argument --port: not allowed with argument --unix")
+    if options.unix is not None and options.idle_timeout is not None:
+        parser.error("argument --idle-timeout: not allowed with argument --unix, whose clients' silence is not known")
     if options.port is None:
         options.port = PORT
     return options
@@ -61,6 +65,8 @@ def _make_parser() -> argparse.ArgumentParser:
                      help="run what the handler offloads in so many processes (default: in the handler's thread)")
     how.add_argument("--one-cpu", action="store_true",
                      help="keep the threads on one processor (Linux only): faster with the GIL")
+    for name in ("idle_timeout", "lifetime"):
+        _add_option(how, name)
 
     limits = parser.add_argument_group("whom it lets in")
     _add_option(limits, "max_clients")
@@ -84,10 +90,9 @@ def _make_parser() -> argparse.ArgumentParser:
 def _add_option(group: argparse._ArgumentGroup, name: str) -> None:
     """Add an argument that is an option of the server: its default and its check are the server's."""
     read, value, text = _OPTIONS[name]
+    default = OPTIONS[name].default
     group.add_argument(f"--{name.replace('_', '-')}", type=_checked(OPTIONS[name].check, read), metavar=value,
-                       default=OPTIONS[name].default,
-                       help=text + (" (default: no limit)" if OPTIONS[name].default is None
-                                    else " (default: %(default)s)"))
+                       default=default, help=f"{text} (default: {'no limit' if default is None else default})")
 
 
 def _checked(check: Callable[[str, object], None], read: Callable[[str], float]) -> Callable[[str], object]:

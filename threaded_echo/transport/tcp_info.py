@@ -10,8 +10,9 @@ import struct
 import sys
 from typing import NamedTuple
 
-# The state byte, last_data_sent and last_data_recv (ms), bytes_received, notsent_bytes, bytes_sent and bytes_retrans.
-_LAYOUT = struct.Struct("=B 43x I 4x I 72x Q 8x I 52x QQ")
+# The state byte, last_data_sent, last_data_recv and last_ack_recv (ms), bytes_acked, bytes_received, notsent_bytes,
+# bytes_sent and bytes_retrans.
+_LAYOUT = struct.Struct("=B 43x I 4x II 60x QQ 8x I 52x QQ")
 
 # States in which the peer's end of stream has arrived, which the kernel counts as one more byte received
 # (include/net/tcp_states.h): TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING.
@@ -51,7 +52,7 @@ def read_traffic(connection: object) -> Traffic | None:
         return None
     if len(raw) < _LAYOUT.size:  # a kernel before 4.19
         return None
-    state, sent_ago, received_ago, received, unsent, sent, resent = _LAYOUT.unpack(raw)
+    state, sent_ago, received_ago, _, _, received, unsent, sent, resent = _LAYOUT.unpack(raw)
     if state in _PEER_HAS_FINISHED and received:
         received -= 1
     return Traffic(received, sent - resent + unsent, min(sent_ago, received_ago) / 1000)
@@ -65,3 +66,21 @@ def has_ended_its_stream(connection: object) -> bool:
         return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
     except OSError:  # not TCP, or closed in the meantime
         return False
+
+
+def read_stall(connection: socket.socket) -> float | None:
+    """Return for how many seconds the peer has taken nothing, at least; also after the end of the connection.
+
+    Returns ``None`` if it has taken all that was sent to it, or if the platform cannot tell. Raises OSError if it is no
+    TCP socket, or is closed already.
+    """
+    if sys.platform != "linux":
+        return None
+    raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAYOUT.size)
+    if len(raw) < _LAYOUT.size:  # a kernel before 4.19
+        return None
+    _, sent_ago, _, acknowledged_ago, taken, _, unsent, sent, resent = _LAYOUT.unpack(raw)
+    if not unsent and sent - resent <= taken:
+        return None
+    # To a peer that has no room nothing is sent, and one that has vanished acknowledges nothing.
+    return float(max(sent_ago, acknowledged_ago) / 1000)

@@ -56,16 +56,51 @@ def awaits_handshake(connection: Any) -> bool:
     return tls is not None and tls.version() is None
 
 
-def shake_hands(connection: Any) -> None:
+def shake_hands(connection: Any, seconds: float | None = None) -> None:
     """Do the handshake that `accept` left out. Does nothing if ``connection`` is not TLS, or has shaken hands.
 
-    Blocks until the client answers or goes. Raises OSError, in most cases an `ssl.SSLError`, if the handshake fails.
+    Blocks until the client answers or goes, or until ``seconds`` for the whole of it have passed. Raises OSError if the
+    handshake fails, in most cases an `ssl.SSLError`; if the time is up, a TimeoutError.
     """
-    if awaits_handshake(connection):
+    if not awaits_handshake(connection):
+        return
+    own = connection.gettimeout()
+    try:
+        if seconds is not None and (own is None or own > seconds):
+            # Nobody else uses the socket yet, as nothing may be sent ahead of the handshake. And for a handshake the
+            # time-out is for the whole of it: a client that sends a byte now and then is late all the same.
+            connection.settimeout(max(seconds, 0.001))  # 0 would be: do not block
         connection.do_handshake()
+    finally:
+        connection.settimeout(own)
+
+
+def receive_at_once(connection: ssl.SSLSocket, size: int) -> tuple[bytes | None, bool]:
+    """Receive what is there, without blocking; ``None`` if that is no data yet.
+
+    The second item says whether TLS has to send something before it can receive. Nobody else may use the socket
+    meanwhile: whether it blocks concerns sends, too.
+    """
+    module = sys.modules["ssl"]
+    before = connection.gettimeout()
+    connection.settimeout(0)
+    try:
+        return connection.recv(size), False
+    except module.SSLWantReadError:
+        return None, False
+    except module.SSLWantWriteError:
+        return None, True
+    finally:
+        connection.settimeout(before)
 
 
 def is_tls_error(error: BaseException) -> bool:
     """Return whether ``error`` is an `ssl.SSLError`."""
     module = sys.modules.get("ssl")
     return module is not None and isinstance(error, module.SSLError)
+
+
+def is_end_of_stream(error: BaseException) -> bool:
+    """Return whether ``error`` says that the stream has ended without a close_notify."""
+    module = sys.modules.get("ssl")
+    return module is not None and isinstance(error, module.SSLEOFError)
