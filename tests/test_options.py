@@ -36,6 +36,7 @@ from .tools import Echo, ask
     ({"keepalive": 0}, ValueError),
     ({"keepalive": 32768}, ValueError),
     ({"keepalive": False}, TypeError),
+    ({"ssl_context": "certificate.pem"}, TypeError),
     ({"executor": 0}, ValueError),
     ({"executor": True}, TypeError),
     ({"executor": "threads"}, TypeError),

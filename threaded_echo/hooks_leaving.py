@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import socketserver
 import sys
 import threading
@@ -27,8 +28,11 @@ _TIMES_UP = {"idle": "it was idle for too long", "lifetime": "its lifetime is ov
              "send": "it took nothing of what was sent to it for too long"}
 
 if TYPE_CHECKING:
+    import ssl
+
     class _Base(socketserver.ThreadingMixIn, socketserver.TCPServer):
         reuse_threads: bool
+        ssl_context: ssl.SSLContext | None
         logs_per_client: int | None
         handshake_timeout: float | None
 
@@ -81,6 +85,8 @@ class LeavingHooks(_Base):
             # If it were closed here, its handler would stay blocked. Disconnected, the handler returns, and its
             # thread closes the connection.
             return client.disconnect()
+        if type(request) is not socket.socket:
+            client._connection.end_tls()
         self._threaded_leave(client, thread, close, request)
 
     def _threaded_forget(self, client: Client) -> None:

@@ -62,7 +62,7 @@ class ServingHooks(LeavingHooks):
     def _threaded_shake_hands(self, client: Client, request: Any) -> bool:
         """Do the TLS handshake, then ask ``verify_request``; False if the client is refused."""
         try:
-            tls.shake_hands(request, self.handshake_timeout)
+            client._shook_hands(tls.shake_hands(request, self.handshake_timeout))
             return self._threaded_verify(client)
         except OSError as error:
             self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s", client.number,
@@ -93,6 +93,8 @@ class ServingHooks(LeavingHooks):
             self._threaded_judge(self._threaded_client_of(request), error)
             self.handle_error(request, client_address)
         finally:
+            if client is not None and type(request) is not socket.socket:
+                client._connection.end_tls()  # a program's shutdown_request may end the connection by itself
             self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -111,13 +113,15 @@ class ServingHooks(LeavingHooks):
         if client is not None and registry.owns(client) and client._connection.is_taken_over():
             registry.follow(client, request)
         try:
-            tls.shake_hands(request, self.handshake_timeout)
+            details = tls.shake_hands(request, self.handshake_timeout)
         except OSError as error:
             self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
                                client.number if client else 0, error)
             if client is not None and registry.owns(client):
                 client._refuse("handshake")
             return False
+        if client is not None and client._connection.request is request:
+            client._shook_hands(details)
         return True
 
     def client_connected(self, client: Client) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 import textwrap
 import threading
 from collections.abc import Callable, Mapping
@@ -73,6 +74,16 @@ def _at_limit(name: str, value: object) -> None:
         raise ValueError(f"{name} must be 'wait' or 'refuse', not {value!r}")
 
 
+def _ssl_context(name: str, value: object) -> None:
+    if value is not None:
+        module = sys.modules.get("ssl")  # not imported here: whoever has made a context has done so
+        if module is None or not isinstance(value, module.SSLContext):
+            raise TypeError(f"{name} must be None or an ssl.SSLContext, not {value!r}")
+        if value.protocol == module.PROTOCOL_TLS_CLIENT:
+            raise ValueError(f"{name} must be the context of a server, such as "
+                             "ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)")
+
+
 @dataclass(frozen=True)
 class Option:
     """One option: its default, its check, and what it means."""
@@ -126,6 +137,11 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "has vanished is found after about twice the time (after send_timeout, if that is set). None: the system's "
            "settings, or those that the program has made on the listening socket; the default leaves these alone, too. "
            "A change is noticed when the server serves again."),
+    Option("ssl_context", None, _ssl_context,
+           "The context for TLS: ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), with a certificate loaded. Each "
+           "client's handshake runs in its handler's thread. Read for each connection, so that it may be replaced "
+           "while serving. The server sets ssl.OP_IGNORE_UNEXPECTED_EOF in it; set ssl.OP_NO_RENEGOTIATION yourself. "
+           "None: no TLS, unless the program wraps the listening socket."),
     Option("executor", None, _executor,
            "Where offload() runs functions. None: in the calling thread. A number: in so many worker processes, which "
            "the server starts before its first client, and ends. Or any object with a submit() like that of "
@@ -145,8 +161,8 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
 _SOCKETSERVERS = ("allow_reuse_address", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*OPTIONS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "handle_error",
-           "process_request_thread")
+_YIELDS = (*OPTIONS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "reload_tls",
+           "handle_error", "process_request_thread")
 
 
 def check(options: Mapping[str, object]) -> None:
@@ -160,6 +176,9 @@ def check(options: Mapping[str, object]) -> None:
 def check_server(server: object) -> None:
     """Check the options of a server that is about to serve, wherever they were set."""
     check({name: getattr(server, name) for name in OPTIONS if hasattr(server, name)})
+    is_stream = getattr(server, "socket_type", socket.SOCK_STREAM) == socket.SOCK_STREAM
+    if getattr(server, "ssl_context", None) is not None and not is_stream:
+        raise ValueError(f"ssl_context needs a server of streams, and {type(server).__name__} is none")
 
 
 def install(mixin: type) -> None:

@@ -16,6 +16,7 @@ from .observe.logs import BoundedLog
 from .observe.stats import ServerStats
 from .offloading.calls import Offloads
 from .stopping import Stopping
+from .transport.certificates import Certificates
 from .transport.kernel_timeouts import KernelTimeouts
 
 
@@ -33,6 +34,7 @@ class ServerState:
         self.kernel_timeouts = KernelTimeouts()
         self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads, self.deadlines)
         self.failures = AcceptFailures()
+        self.certificates = Certificates()
         self.logs = BoundedLog(logging.getLogger("threaded_echo"))
 
     @classmethod

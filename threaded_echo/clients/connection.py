@@ -79,6 +79,21 @@ class Connection:
         if self._unsendable is _HANDSHAKE:
             self._unsendable = None
 
+    def end_tls(self) -> None:
+        """Tell the peer by TLS that its stream ends here, unless this is not TLS or something has failed before.
+
+        Never waits. The thread that is about to close the connection calls this; from here on, every send raises.
+        """
+        request = self.request
+        if tls.as_tls(request) is None or not self.sending.acquire(blocking=False):
+            return  # a send that is in the way is about to be cut, see end_sends
+        try:
+            if self._unsendable is None or self._unsendable is _HANDSHAKE:  # the latter: verify_request has refused it
+                self._unsendable = "the client has gone"
+                tls.send_close_notify(request)
+        finally:
+            self.sending.release()
+
     def cut(self) -> None:
         """End the connection in both directions."""
         with self._lock:

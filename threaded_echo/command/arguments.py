@@ -28,6 +28,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("argument --port: not allowed with argument --unix")
     if options.unix is not None and options.idle_timeout is not None:
         parser.error("argument --idle-timeout: not allowed with argument --unix, whose clients' silence is not known")
+    if options.tls_cert is None and (options.tls_key or options.tls_ca):
+        parser.error(f"argument --tls-{'key' if options.tls_key else 'ca'}: needs --tls-cert")
     if options.port is None:
         options.port = PORT
     return options
@@ -64,6 +66,14 @@ def _make_parser() -> argparse.ArgumentParser:
                      help="keep the threads on one processor (Linux only): faster with the GIL")
     for name in ("idle_timeout", "lifetime"):
         _add_option(how, name)
+
+    tls = parser.add_argument_group("TLS")
+    tls.add_argument("--tls-cert", type=_path, metavar="FILE",
+                     help="serve TLS with this certificate, in PEM, and those that sign it; SIGHUP reads it anew")
+    tls.add_argument("--tls-key", type=_path, metavar="FILE",
+                     help="its key, without a password (default: in the certificate's file)")
+    tls.add_argument("--tls-ca", type=_path, metavar="FILE",
+                     help="clients need a certificate that one of these authorities has signed")
 
     end = parser.add_argument_group("when it stops")
     end.add_argument("--duration", type=_checked(check_seconds, float), metavar="S", help="stop after so many seconds")

@@ -17,6 +17,8 @@ from ..handlers import EchoHandler
 from ..mixin import ThreadedMixIn
 from ..observe.logs import NOTICE
 from ..server import ThreadedTCPServer, ThreadedUnixStreamServer
+from ..state import ServerState
+from ..transport import certificates
 from ..transport.listeners import UnixPath, show_address
 from .arguments import parse, server_options
 from .output import Output
@@ -83,6 +85,22 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
 def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -> Any:  # a _Server
     """Make a server that listens; the stack removes its Unix socket. Raises Failed."""
     settings = server_options(options)
+    if options.tls_cert is None:
+        return _listen(stack, options, handler, settings)
+    settings["ssl_context"] = _load_certificate(options)
+    server = _listen(stack, options, handler, settings)
+    ServerState.of(server).certificates.files = options.tls_cert, options.tls_key
+    return server
+
+
+def _load_certificate(options: argparse.Namespace) -> Any:  # an ssl.SSLContext
+    try:
+        return certificates.server_context(options.tls_cert, options.tls_key, options.tls_ca)
+    except OSError as error:
+        raise Failed(f"cannot load {error.filename}: {error.strerror}" if error.filename else str(error)) from error
+
+
+def _listen(stack: ExitStack, options: argparse.Namespace, handler: type, settings: dict[str, Any]) -> Any:
     try:
         if options.unix is not None:
             path = UnixPath(options.unix)
