@@ -37,6 +37,12 @@ from .tools import Echo, ask
     ({"keepalive": 32768}, ValueError),
     ({"keepalive": False}, TypeError),
     ({"ssl_context": "certificate.pem"}, TypeError),
+    ({"proxy_protocol": None}, TypeError),
+    ({"proxy_protocol": b"10.0.0.0/8"}, TypeError),
+    ({"proxy_protocol": [10]}, TypeError),
+    ({"proxy_protocol": ""}, ValueError),
+    ({"proxy_protocol": "10.0.0.5/8"}, ValueError),  # is it the network or the address that is meant?
+    ({"proxy_protocol": ["10.0.0.0/8", "localhost"]}, ValueError),
     ({"executor": 0}, ValueError),
     ({"executor": True}, TypeError),
     ({"executor": "threads"}, TypeError),

@@ -178,6 +178,7 @@ class AcceptingHooks(ServingHooks):
                 if client is not None and client._connection.request is request:
                     client._registry.hand_on(client)
                 state.deadlines.begin(self, state.stopping.period)  # nobody may have called serve_forever
+                state.believe_proxies(self)
                 client = state.registry.add(self._threaded_wrap(request), client_address, state.stopping.period)
         self._threaded_start_thread(client)
 

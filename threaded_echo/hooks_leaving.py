@@ -21,6 +21,7 @@ logger = logging.getLogger("threaded_echo")
 
 # The kinds of records that clients can cause, of which so many are logged.
 HANDSHAKES, HANDLERS, HOOKS = "failed TLS handshakes", "failures of handlers", "failures of hooks"
+HEADERS = "refused PROXY headers"
 DEADLINES, LATE = "clients whose time was up", "messages that came too late"
 
 # The reasons of a deadline, and what the log says.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     class _Base(socketserver.ThreadingMixIn, socketserver.TCPServer):
         reuse_threads: bool
         ssl_context: ssl.SSLContext | None
+        proxy_protocol: Any
         logs_per_client: int | None
         handshake_timeout: float | None
 

@@ -52,6 +52,7 @@ class ThreadedMixIn(AcceptingHooks):
     handshake_timeout: float | None
     keepalive: float | None
     ssl_context: ssl.SSLContext | None
+    proxy_protocol: Any
     executor: Any
     max_offloads: int | None
     at_offload_limit: str

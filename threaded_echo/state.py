@@ -15,7 +15,9 @@ from .clients.threads import HandlerThreads, current_client
 from .observe.logs import BoundedLog
 from .observe.stats import ServerStats
 from .offloading.calls import Offloads
+from .options import Network, networks_of
 from .stopping import Stopping
+from .transport import proxy_protocol
 from .transport.certificates import Certificates
 from .transport.kernel_timeouts import KernelTimeouts
 
@@ -35,6 +37,7 @@ class ServerState:
         self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads, self.deadlines)
         self.failures = AcceptFailures()
         self.certificates = Certificates()
+        self.networks: tuple[Network, ...] = ()  # of the proxies that are believed
         self.logs = BoundedLog(logging.getLogger("threaded_echo"))
 
     @classmethod
@@ -51,6 +54,16 @@ class ServerState:
         if found.process != os.getpid():
             found = vars(server)["_threaded_state"] = cls()
         return found
+
+    def believe_proxies(self, server: Any) -> None:
+        """Believe the proxies that the option ``proxy_protocol`` names.
+
+        Raises TypeError or ValueError if it names no networks, and ImportError if the package for them is missing.
+        """
+        self.networks = networks_of("proxy_protocol", server.proxy_protocol)
+        if self.networks:
+            proxy_protocol.require()
+        self.registry.behind_proxy = bool(self.networks)
 
     def offload(self, server: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``function`` in a server's executor: see ``ThreadedMixIn.offload``, whose name a program may have."""

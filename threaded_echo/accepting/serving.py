@@ -23,6 +23,7 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
         if not state.stopping.begin_serving(loop, server.fileno):
             return
         check_listening(server)
+        state.believe_proxies(server)
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
@@ -56,6 +57,7 @@ def handle_request(server: Any, state: Any) -> None:
     try:
         if not state.stopping.begin_serving(loop, server.fileno):
             return
+        state.believe_proxies(server)
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return

@@ -1,9 +1,9 @@
 """One client: what programs may know and do, and every step of its life.
 
-A client's life has phases, which it goes through in this order: ``accepted``, ``handshaking`` (TLS), ``serving`` and
-``computing`` in turns, ``disconnecting``, ``gone``. Its *outcome* is ``finished``, ``failed`` or ``refused``. If the
-server has ended it, its *reason* says why. All transitions are methods of this class; the thread that serves the client
-makes most of them, and from ``disconnecting`` on no thread can turn it back.
+A client's life has phases, which it goes through in this order: ``accepted``, ``handshaking`` (a PROXY header, TLS),
+``serving`` and ``computing`` in turns, ``disconnecting``, ``gone``. Its *outcome* is ``finished``, ``failed`` or
+``refused``. If the server has ended it, its *reason* says why. All transitions are methods of this class; the thread
+that serves the client makes most of them, and from ``disconnecting`` on no thread can turn it back.
 """
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ class Client:
     """One connection, from accept to close. Only the server makes clients; programs read these and set none:
 
     - ``number``: 1, 2, 3 and so on; one server never uses a number twice.
-    - ``address``: the peer's address, as ``get_request`` has returned it: ``(host, port)`` on IPv4.
+    - ``address``: its address, ``(host, port)`` on IPv4: what ``get_request`` has returned; or, as soon as that is
+      known, what a proxy has told in its PROXY header.
     - ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after it has gone.
     - ``tls``: ``None`` without TLS and before the handshake is done. Afterwards ``tls.version``, such as ``"TLSv1.3"``;
       ``tls.cipher``, its name; ``tls.alpn``, the protocol that both sides have agreed on, or ``None``; and
       ``tls.certificate``, the client's own as a dict (see `ssl.SSLSocket.getpeercert`), or ``None``.
     - ``reason``: why the server has disconnected or refused it; ``None`` if it has not. ``"stop"``;
       ``"disconnect"``, if `disconnect` was called; ``"verify"``, if ``verify_request`` has refused it;
-      ``"handshake"``, if that of TLS has failed or was not done in time; ``"thread"``, if no thread could be started;
+      ``"handshake"``, if that of TLS or the PROXY header has failed or was not done in time; ``"thread"``, if no thread
+      could be started;
       ``"idle"``, ``"lifetime"`` and ``"send"``, if the time of the option of that name was up.
 
     *Thread safety*: every attribute and method may be used from any thread, also after the client has gone.
@@ -53,7 +55,7 @@ class Client:
 
     __slots__ = ("number", "address", "thread", "reason", "tls", "_connection", "_period", "_registry", "_lock",
                  "_phase", "_outcome", "_announced", "_ended_its_stream", "_counted", "_logs", "_accepted",
-                 "_accepted_at", "_ended", "_activity", "_data")
+                 "_accepted_at", "_ended", "_activity", "_data", "_peer")
 
     def __init__(self, number: int, request: Any, address: Any, period: Period, registry: Any) -> None:
         self.number = number
@@ -78,9 +80,16 @@ class Client:
         self._ended: float | None = None
         self._activity: Activity | None = None  # what an idle time-out has to know of it, once that may matter
         self._data: dict[Any, Any] | None = None
+        self._peer: Any = None  # the proxy's address, if address is not the peer's
 
     def __repr__(self) -> str:
         return f"<Client {self.number} {self.state} {self.address!r}>"
+
+    @property
+    def peer(self) -> Any:
+        """The address of whoever has connected: of the proxy, if the client came by one, else the same as `address`."""
+        peer = self._peer
+        return self.address if peer is None else peer
 
     @property
     def connected_at(self) -> datetime:
@@ -163,6 +172,13 @@ class Client:
                 self.thread = thread
                 if self._phase not in _LAST:
                     self._phase = phase
+
+    def _came_through(self, address: Any) -> None:
+        """Take the address that a proxy has told; ``None``: it has told none, or there is no proxy."""
+        if address is not None:
+            self._peer = self.address  # first: who reads both never takes the new address for the peer's
+            self.address = address
+        self._connection.awaits_header = False
 
     def _shook_hands(self, tls: TLSDetails | None) -> None:
         """Note what the TLS handshake has agreed on; ``None``: there was none."""

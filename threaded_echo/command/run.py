@@ -18,7 +18,7 @@ from ..mixin import ThreadedMixIn
 from ..observe.logs import NOTICE
 from ..server import ThreadedTCPServer, ThreadedUnixStreamServer
 from ..state import ServerState
-from ..transport import certificates
+from ..transport import certificates, proxy_protocol
 from ..transport.listeners import UnixPath, show_address
 from .arguments import parse, server_options
 from .output import Output
@@ -85,6 +85,11 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
 def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -> Any:  # a _Server
     """Make a server that listens; the stack removes its Unix socket. Raises Failed."""
     settings = server_options(options)
+    if options.proxy_protocol:
+        try:
+            proxy_protocol.require()
+        except ImportError as error:
+            raise Failed(str(error)) from error
     if options.tls_cert is None:
         return _listen(stack, options, handler, settings)
     settings["ssl_context"] = _load_certificate(options)
