@@ -40,6 +40,7 @@ from .tools import Echo, ask
     ({"proxy_protocol": None}, TypeError),
     ({"proxy_protocol": b"10.0.0.0/8"}, TypeError),
     ({"proxy_protocol": [10]}, TypeError),
+    ({"proxy_protocol": iter(["10.0.0.0/8"])}, TypeError),
     ({"proxy_protocol": ""}, ValueError),
     ({"proxy_protocol": "10.0.0.5/8"}, ValueError),  # is it the network or the address that is meant?
     ({"proxy_protocol": ["10.0.0.0/8", "localhost"]}, ValueError),

@@ -11,7 +11,7 @@ import socket
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ _SINGLE = (str, ipaddress.IPv4Network, ipaddress.IPv6Network, ipaddress.IPv4Addr
 
 def networks_of(name: str, value: object) -> tuple[Network, ...]:
     """Return the networks that an option names. Raises TypeError or ValueError, naming it."""
-    if isinstance(value, bytes) or not isinstance(value, (*_SINGLE, Iterable)):
+    if isinstance(value, bytes) or not isinstance(value, (*_SINGLE, Collection)):  # an iterator would be used up
         raise TypeError(f"{name} must be a network or a sequence of networks, not {value!r}")
     return tuple(_network(name, item) for item in ([value] if isinstance(value, _SINGLE) else value))
 

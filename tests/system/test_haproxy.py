@@ -69,7 +69,7 @@ def echoes(client: socket.socket) -> None:
 def next_connected(server: Command, start: str) -> str:
     """Read up to a line that begins so; return it."""
     while not (line := server.line()).startswith(start):
-        assert line, f"{start!r} does not come"
+        assert line, f"{start!r} does not come: {server.end()}"
     return line
 
 

@@ -239,10 +239,10 @@ def test_platform_without_poll_pauses_by_sleeping(ends, monkeypatch):
 
 
 def test_random_bytes_are_refused_or_parsed_and_never_more_than_the_header_is_received():
-    """Ten thousand random headers, most of them near to valid ones; a wrong one raises nothing but a refusal."""
+    """Three thousand random headers, most of them near to valid ones; a wrong one raises nothing but a refusal."""
     random_ = random.Random(2026)
     outcomes = {True: 0, False: 0}
-    for _ in range(10_000):
+    for _ in range(3_000):
         header = bytearray(random_.choice(HEADERS)[0][:300])
         for _ in range(random_.randrange(4)):
             header[random_.randrange(len(header))] = random_.randrange(256)
@@ -261,7 +261,7 @@ def test_random_bytes_are_refused_or_parsed_and_never_more_than_the_header_is_re
                 rest = ours.recv(1 << 16)
                 assert (bytes(header) + b"data").endswith(rest)
                 outcomes[True] += 1
-    assert min(outcomes.values()) > 1000
+    assert min(outcomes.values()) > 300
 
 
 @pytest.mark.parametrize(("networks", "peer", "trusted"), [
