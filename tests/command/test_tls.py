@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import signal
 import ssl
+import subprocess
 
 import pytest
 
 from threaded_echo.command import run as cli
 
+from ..tools import connect
 from ..transport.test_certificates import RENEWED, name_of, split
 from ..transport.test_tls import CERTIFICATE, connect_tls
 from .operating import run
@@ -43,6 +45,28 @@ def test_certificate_is_served_and_reloaded(tmp_path):
 
     status, lines = run(["--port", "0", "--tls-cert", str(certificate), "--tls-key", str(key)], script)
     assert status == cli.OK and "client 1: hello" in lines
+
+
+def test_renewed_key_may_be_of_another_kind(tmp_path):
+    """OpenSSL would keep both in one context, and prefer the old one if that is of the better kind."""
+    certificate, key = split(tmp_path)
+
+    def script(operator):
+        """Renew with an RSA key, come, break it, come again."""
+        address = operator.address()
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=of RSA", "-days", "2",
+                        "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        operator.interrupt(signal.SIGHUP)
+        assert operator.line() == f"certificate reloaded: {certificate}"
+        key.unlink()
+        operator.interrupt(signal.SIGHUP)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(connect(address)) as client:
+            assert b"of RSA" in client.getpeercert(binary_form=True)
+        operator.interrupt()
+
+    assert run(["--port", "0", "--tls-cert", str(certificate), "--tls-key", str(key)], script)[0] == cli.OK
 
 
 def test_authority_makes_a_certificate_of_the_client_required():

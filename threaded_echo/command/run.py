@@ -10,6 +10,7 @@ import socketserver
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from ..clients.client import Client
@@ -92,17 +93,15 @@ def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -
             raise Failed(str(error)) from error
     if options.tls_cert is None:
         return _listen(stack, options, handler, settings)
-    settings["ssl_context"] = _load_certificate(options)
-    server = _listen(stack, options, handler, settings)
-    ServerState.of(server).certificates.files = options.tls_cert, options.tls_key
-    return server
-
-
-def _load_certificate(options: argparse.Namespace) -> Any:  # an ssl.SSLContext
+    renew = partial(certificates.server_context, options.tls_cert, options.tls_key, options.tls_ca)
     try:
-        return certificates.server_context(options.tls_cert, options.tls_key, options.tls_ca)
+        settings["ssl_context"] = renew()
     except OSError as error:
         raise Failed(f"cannot load {error.filename}: {error.strerror}" if error.filename else str(error)) from error
+    server = _listen(stack, options, handler, settings)
+    own = ServerState.of(server).certificates
+    own.files, own.renew = (options.tls_cert, options.tls_key), renew
+    return server
 
 
 def _listen(stack: ExitStack, options: argparse.Namespace, handler: type, settings: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ class Certificates:
         self._changing = threading.RLock()  # held while a context is changed, or a connection wrapped
         self.files: tuple[Path, Path | None] | None = None
         """The certificate's file and its key's (``None``: the same) that were loaded last; ``None`` if none were."""
+        self.renew: Callable[[], ssl.SSLContext] | None = None
+        """Makes the server's context anew from its files, if the context is not the program's own."""
 
     def wrap(self, context: ssl.SSLContext, connection: socket.socket, ragged: bool = True) -> ssl.SSLSocket:
         """As `tls.wrap`."""
@@ -76,6 +78,9 @@ class Certificates:
                 raise RuntimeError("this server does not know the files of its certificate: call "
                                    "reload_tls(certfile, keyfile) once")
             certfile, keyfile = self.files
+            if self.renew is not None:  # not just the certificate: the authority's, and a key of another kind
+                server.ssl_context = self.renew()
+                return self.files
         with _read(certfile, keyfile) as files:
             _load(_trial_of(context), *files, certfile, keyfile)
             with self._changing:
