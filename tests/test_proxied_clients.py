@@ -1,6 +1,7 @@
 """Clients behind a proxy, by the option `proxy_protocol`: their addresses, their order of steps, and who is refused."""
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import socketserver
@@ -88,11 +89,11 @@ def test_refused_client_is_counted_and_logged_and_others_are_served(serve, caplo
         until(lambda: server.clients)
         gone.append(server.clients[1])
         client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
         try:
+            client.shutdown(socket.SHUT_WR)
             assert receive_all(client) == b""
-        except ConnectionResetError:  # what it has sent was not received
-            pass
+        except OSError as error:  # what it has sent was not received, and it is reset
+            assert error.errno in (errno.ECONNRESET, errno.ENOTCONN)
     until(lambda: server.stats().refused == 1)
     assert not ran and gone[0].reason == "handshake"
     assert ask(server, (HEADER if networks == "127.0.0.1" else b"") + b"x") == b"x"
@@ -196,7 +197,7 @@ def test_verify_request_refuses_by_the_real_address(serve):
     """It is not asked about the proxy."""
     server = serve(Echo, subclass(verify_request=lambda server, request, address: address[0] != REAL[0]),
                    proxy_protocol=["127.0.0.1"])
-    assert ask(server, HEADER + b"x") == b""
+    assert ask(server, HEADER) == b""
     assert ask(server, HEADER.replace(b"192.0.2.1", b"192.0.2.2") + b"x") == b"x"
     server.stop()
     assert server.stats().refused == 1
