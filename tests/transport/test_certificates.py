@@ -6,6 +6,7 @@ import socketserver
 import ssl
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,26 @@ def test_renewed_certificate_is_for_new_clients_and_live_ones_stay(serve, tmp_pa
         assert name_of(server) == "renewed"
         client.sendall(b"still here")
         assert client.recv(100) == b"still here"
+
+
+def test_files_that_change_meanwhile_are_loaded_as_they_were_read(serve, tmp_path, monkeypatch):
+    """What was tried is what the live context gets; while that is changed, no connection is wrapped."""
+    certificate, key = split(tmp_path, RENEWED)
+    server = serve(Echo, ssl_context=server_context(CERTIFICATE))
+    changing, real = server._threaded_state.certificates._changing, certificates._load
+    free = []
+
+    def load(*arguments):
+        with ThreadPoolExecutor(1) as other:
+            free.append(other.submit(changing.acquire, blocking=False).result())
+            if free[-1]:
+                other.submit(changing.release).result()
+        real(*arguments)
+        certificate.write_text("broken")
+
+    monkeypatch.setattr(certificates, "_load", load)
+    server.reload_tls(certificate, key)
+    assert name_of(server) == "renewed" and free == [True, False]
 
 
 def test_listener_that_a_program_has_wrapped_takes_a_renewed_certificate(serve):
