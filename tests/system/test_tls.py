@@ -1,7 +1,9 @@
 """The command with TLS, and the clients that people have: ``openssl s_client`` and ``curl``."""
 from __future__ import annotations
 
+import http.server
 import signal
+import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from threaded_echo import ThreadedMixIn, current_client
+
+from ..conftest import LOOPBACK
 from ..tools import GUARD, together
 from .certificates import Authority
 from .commands import command, handlers
@@ -136,6 +141,47 @@ def test_renewed_certificate_under_load_loses_no_connection(tmp_path: Path, auth
             assert "subject: CN=number 4" in curl(address, "--verbose")[2].replace(" = ", "=")
             tell(client, "GET / HTTP/1.0\n")  # the client that was there before the first renewal
             read_to(client, "the page")
+
+
+class _Earlier(http.server.ThreadingHTTPServer):
+    """What `http.server.ThreadingHTTPSServer` does, which came with Python 3.14."""
+
+    def __init__(self, address: tuple[str, int], handler: type, certfile: Path, keyfile: Path) -> None:
+        self.files = certfile, keyfile
+        super().__init__(address, handler)
+
+    def server_activate(self) -> None:
+        """Wrap the listening socket."""
+        super().server_activate()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*self.files)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+
+
+def test_https_server_of_the_standard_library_is_upgraded(authority: Authority, curl: Any) -> None:
+    """It wraps its listening socket; its certificate can be renewed, too."""
+    class Page(http.server.BaseHTTPRequestHandler):
+        """Answers."""
+
+        def do_GET(self) -> None:
+            """Say by which version of TLS."""
+            client = current_client()
+            assert client is not None and client.tls is not None
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(client.tls.version.encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            """Log nothing."""
+
+    base: Any = getattr(http.server, "ThreadingHTTPSServer", _Earlier)
+    server_class = type("Server", (ThreadedMixIn, base), {})
+    certificate, key = authority.sign("https", "first")
+    with server_class(LOOPBACK, Page, certfile=certificate, keyfile=key).start() as server:
+        assert curl(server.server_address) == (0, "TLSv1.3", "")
+        server.reload_tls(*authority.sign("https", "second"))
+        status, page, said = curl(server.server_address, "--verbose")
+        assert (status, page) == (0, "TLSv1.3") and "subject: CN=second" in said.replace(" = ", "=")
 
 
 def test_renegotiation_is_refused(authority: Authority, arguments: list[str]) -> None:
