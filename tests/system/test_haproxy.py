@@ -23,6 +23,7 @@ defaults
     timeout connect 30s
     timeout client 60s
     timeout server 60s
+    timeout check 30s
 listen proxy
     bind fd@{listener}{bind}
     server one {address} {server}
@@ -110,8 +111,9 @@ def test_client_has_its_real_address(tmp_path: Path, authority: Authority,
 
 def test_proxy_that_looks_whether_the_server_lives_is_no_failure(tmp_path: Path) -> None:
     """Its health checks have a header of their own kind, and its address."""
+    options = f"send-proxy-v2 check inter 100ms fall 1000{CHECK}"  # it is not given up if a check takes too long
     with (command("--proxy-protocol", "127.0.0.1") as server,
-          haproxy(tmp_path, "{}:{}".format(*server.address()), f"send-proxy-v2 check inter 100ms{CHECK}") as address):
+          haproxy(tmp_path, "{}:{}".format(*server.address()), options) as address):
         next_connected(server, "client 2 connected from 127.0.0.1:")
         with connect(address) as client:
             echoes(client)
