@@ -40,7 +40,9 @@ class AcceptingHooks(ServingHooks):
             listener = tls.as_tls(listener)
             # Not past a get_request that a class below the mix-in has of its own.
             if listener is not None and _is(super().get_request, socketserver.TCPServer.get_request):
-                return tls.accept(listener)
+                request, address = socket.socket.accept(listener)  # not its own, which would shake hands
+                ragged = getattr(listener, "suppress_ragged_eofs", True)
+                return self._threaded_state.certificates.wrap(listener.context, request, ragged), address
         request, address = super().get_request()
         if _INHERITS_BLOCKING and request.gettimeout() is None:
             request.setblocking(True)
@@ -62,6 +64,8 @@ class AcceptingHooks(ServingHooks):
         """Accept and number a client; ``None`` if that has failed, or the limits refuse the client."""
         try:
             request, client_address = self.get_request()
+            if self.ssl_context is not None:
+                request = self._threaded_wrap(request)
         except OSError as error:
             self._threaded_meet_accept_error(error, period)
             return None
@@ -75,6 +79,13 @@ class AcceptingHooks(ServingHooks):
             self._threaded_send_off(client, request, client._end)
             return None
         return client
+
+    def _threaded_wrap(self, request: Any) -> Any:
+        """Wrap a connection in TLS, without its handshake, unless a program has done so."""
+        context = self.ssl_context
+        if context is None or tls.as_tls(request) is not None:
+            return request
+        return self._threaded_state.certificates.wrap(context, request)
 
     def _threaded_meet_accept_error(self, error: OSError, period: Period) -> None:
         is_own = not (_is(self.get_request, AcceptingHooks.get_request)
@@ -162,7 +173,11 @@ class AcceptingHooks(ServingHooks):
                 self._threaded_forget(client)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a client in a new handler thread. Raises what `threading.Thread.start` does."""
+        """Serve a client in a new handler thread.
+
+        Raises what `threading.Thread.start` does, and ConnectionAbortedError if a connection that the program has
+        accepted by itself has gone before it could be wrapped in TLS.
+        """
         state = self._threaded_state
         client = state.registry.find(request)
         if client is None:
@@ -173,7 +188,8 @@ class AcceptingHooks(ServingHooks):
                 if client is not None and client._connection.request is request:
                     client._registry.hand_on(client)
                 state.deadlines.begin(self, state.stopping.period)  # nobody may have called serve_forever
-                client = state.registry.add(request, client_address, state.stopping.period)
+                state.believe_proxies(self)
+                client = state.registry.add(self._threaded_wrap(request), client_address, state.stopping.period)
         self._threaded_start_thread(client)
 
     def _threaded_start_thread(self, client: Client, next_client: Callable[[], Client | None] | None = None,

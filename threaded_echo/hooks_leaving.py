@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import socketserver
 import sys
 import threading
@@ -22,7 +23,7 @@ logger = logging.getLogger("threaded_echo")
 
 # The kinds of records that clients can cause, of which so many are logged.
 HANDSHAKES, HANDLERS, HOOKS = "failed TLS handshakes", "failures of handlers", "failures of hooks"
-REFUSALS = "refused clients"
+REFUSALS, HEADERS = "refused clients", "refused PROXY headers"
 DEADLINES, LATE = "clients whose time was up", "messages that came too late"
 
 # The reasons of a deadline, and what the log says.
@@ -30,10 +31,15 @@ _TIMES_UP = {"idle": "it was idle for too long", "lifetime": "its lifetime is ov
              "send": "it took nothing of what was sent to it for too long"}
 
 if TYPE_CHECKING:
+    import ssl
+
     class _Base(socketserver.ThreadingMixIn, socketserver.TCPServer):
         reuse_threads: bool
+        ssl_context: ssl.SSLContext | None
+        proxy_protocol: Any
         logs_per_client: int | None
         limit_reply: Any
+        max_clients_per_host: int | None
         handshake_timeout: float | None
 
         def client_disconnected(self, client: Client) -> None: ...
@@ -85,6 +91,8 @@ class LeavingHooks(_Base):
             # If it were closed here, its handler would stay blocked. Disconnected, the handler returns, and its
             # thread closes the connection.
             return client.disconnect()
+        if type(request) is not socket.socket:
+            client._connection.end_tls()
         self._threaded_leave(client, thread, close, request)
 
     def _threaded_forget(self, client: Client) -> None:
@@ -132,8 +140,7 @@ class LeavingHooks(_Base):
         farewell = None
         try:
             reply = bytes(self.limit_reply)
-            # With an ssl_context the connection may become TLS yet.
-            if reply and can_reply(request) and getattr(self, "ssl_context", None) is None:
+            if reply and can_reply(request):
                 farewell = Farewell(request, reply, partial(self._threaded_close_refused, client, request))
                 farewell.send()
         finally:

@@ -10,8 +10,9 @@ from typing import Any
 
 from .clients.client import Client
 from .clients.threads import calling
-from .hooks_leaving import HANDSHAKES, HOOKS, LeavingHooks
-from .transport import tls
+from .hooks_leaving import HANDSHAKES, HEADERS, HOOKS, LeavingHooks, logger
+from .transport import proxy_protocol, tls
+from .transport.deadline import Deadline
 
 
 class ServingHooks(LeavingHooks):
@@ -32,7 +33,7 @@ class ServingHooks(LeavingHooks):
         try:
             entered = self._threaded_enter(client, request)
             if entered:
-                handle(request, client_address)
+                handle(request, client_address if client._peer is None else client.address)
         finally:
             if closes:
                 # Refused, or a hook has raised SystemExit or an interrupt; but not what `_threaded_refuse` has closed.
@@ -44,10 +45,10 @@ class ServingHooks(LeavingHooks):
             calling.client = before
 
     def _threaded_enter(self, client: Client, request: Any) -> bool:
-        """Shake hands, and call `client_connected`; False if the client is refused."""
-        if type(request) is not socket.socket and tls.awaits_handshake(request):
+        """Open the connection, and call `client_connected`; False if the client is refused."""
+        if client._connection.awaits_header or type(request) is not socket.socket and tls.awaits_handshake(request):
             client._begin(threading.current_thread(), "handshaking")
-            if not self._threaded_shake_hands(client, request):
+            if not (self._threaded_open(client, request) and self._threaded_verify_opened(client, request)):
                 return False
             client._move("serving")
         else:
@@ -60,24 +61,44 @@ class ServingHooks(LeavingHooks):
                                exc_info=True)
         return True
 
-    def _threaded_shake_hands(self, client: Client, request: Any) -> bool:
-        """Do the TLS handshake, then ask ``verify_request``; False if the client is refused."""
+    def _threaded_open(self, client: Client, request: Any) -> bool:
+        """Receive the PROXY header, and do the TLS handshake; False if the client is refused."""
+        deadline = Deadline(self.handshake_timeout)  # for both
         try:
-            tls.shake_hands(request, self.handshake_timeout)
-            return self._threaded_verify(client)
+            if client._connection.awaits_header:
+                networks = self._threaded_state.networks
+                client._came_through(proxy_protocol.read_address(request, networks, deadline))
+                if self.max_clients_per_host is not None and not self._threaded_admit_again(client):
+                    return False
+            client._shook_hands(tls.shake_hands(request, deadline.remaining()))
         except OSError as error:
-            self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s", client.number,
-                               error)
+            if not client._connection.awaits_header:
+                self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
+                                   client.number, error)
+            elif error.errno is None:
+                self._threaded_log(HEADERS, logging.INFO, "client %d: its PROXY header was refused: %s", client.number,
+                                   error)
+            else:  # as a proxy does again and again to see whether this server is alive
+                logger.debug("client %d went away before its PROXY header: %s", client.number, error)
             client._refuse("handshake")
-        except Exception as error:  # a program's verify_request
+            return False
+        return True
+
+    def _threaded_verify_opened(self, client: Client, request: Any) -> bool:
+        """Ask ``verify_request`` in the handler's thread; False if the client is refused."""
+        try:
+            return self._threaded_verify(client)
+        except Exception as error:  # a program's own
             self._threaded_judge(client, error)
             self.handle_error(request, client.address)
-        return False
+            return False
 
     def _threaded_verify(self, client: Client) -> bool:
-        """Ask ``verify_request``; ahead of a TLS handshake, leave that to the handler's thread."""
+        """Ask ``verify_request``; ahead of a PROXY header or a TLS handshake, leave that to the handler's thread."""
         request = client._connection.request
-        if tls.awaits_handshake(request) or self.verify_request(request, client.address):
+        if client._connection.awaits_header or tls.awaits_handshake(request):
+            return True
+        if self.verify_request(request, client.address):
             return True
         client._refuse("verify")
         return False
@@ -94,6 +115,8 @@ class ServingHooks(LeavingHooks):
             self._threaded_judge(self._threaded_client_of(request), error)
             self.handle_error(request, client_address)
         finally:
+            if client is not None and type(request) is not socket.socket:
+                client._connection.end_tls()  # a program's shutdown_request may end the connection by itself
             self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -112,13 +135,15 @@ class ServingHooks(LeavingHooks):
         if client is not None and registry.owns(client) and client._connection.is_taken_over():
             registry.follow(client, request)
         try:
-            tls.shake_hands(request, self.handshake_timeout)
+            details = tls.shake_hands(request, self.handshake_timeout)
         except OSError as error:
             self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
                                client.number if client else 0, error)
             if client is not None and registry.owns(client):
                 client._refuse("handshake")
             return False
+        if client is not None and client._connection.request is request:
+            client._shook_hands(details)
         return True
 
     def client_connected(self, client: Client) -> None:

@@ -23,6 +23,8 @@ from .report import StopReport
 from .state import ServerState
 
 if TYPE_CHECKING:
+    import os
+    import ssl
     from typing import Self
 
 _SOCKETSERVERS_THREADS: Any = getattr(socketserver, "_Threads", ())
@@ -49,6 +51,8 @@ class ThreadedMixIn(AcceptingHooks):
     send_timeout: float | None
     handshake_timeout: float | None
     keepalive: float | None
+    ssl_context: ssl.SSLContext | None
+    proxy_protocol: Any
     executor: Any
     max_offloads: int | None
     at_offload_limit: str
@@ -146,6 +150,23 @@ class ThreadedMixIn(AcceptingHooks):
         state = vars(self).get("_threaded_state")
         if state is not None:
             state.limits.look_again(self)
+
+    # TLS.
+
+    def reload_tls(self, certfile: str | os.PathLike[str] | None = None,
+                   keyfile: str | os.PathLike[str] | None = None) -> None:
+        """Use a renewed certificate for new connections; live ones keep the one that they have.
+
+        ``certfile`` has the certificate and those that sign it, in PEM; ``keyfile``: ``None`` if the key is in there,
+        too. Without arguments, the files that this server has loaded last are read again; during `run`, SIGHUP does
+        that. Raises OSError, in many cases an `ssl.SSLError`, which names the file, if they do not load: then the old
+        certificate stays. Raises RuntimeError if the server has no TLS, or knows no files.
+
+        It is loaded into the `ssl_context`, or that of the listening socket. OpenSSL keeps one certificate for each
+        kind of key (RSA, EC): if the new key is of another kind, set a new `ssl_context` instead. *Thread safety*: any
+        thread.
+        """
+        ServerState.of(self).certificates.reload(self, certfile, keyfile)
 
     # Stopping.
 

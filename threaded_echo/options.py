@@ -4,12 +4,14 @@ An option is a class attribute, as in socketserver; the concrete servers take ea
 """
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import socket
+import sys
 import textwrap
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,13 +82,49 @@ def _bytes(name: str, value: object) -> None:
         raise TypeError(f"{name} must be bytes-like, not {value!r}") from None
 
 
+def _ssl_context(name: str, value: object) -> None:
+    if value is not None:
+        module = sys.modules.get("ssl")  # not imported here: whoever has made a context has done so
+        if module is None or not isinstance(value, module.SSLContext):
+            raise TypeError(f"{name} must be None or an ssl.SSLContext, not {value!r}")
+        if value.protocol == module.PROTOCOL_TLS_CLIENT:
+            raise ValueError(f"{name} must be the context of a server, such as "
+                             "ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)")
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network | str  # "unix" is the only string
+_SINGLE = (str, ipaddress.IPv4Network, ipaddress.IPv6Network, ipaddress.IPv4Address, ipaddress.IPv6Address)
+
+
+def networks_of(name: str, value: object) -> tuple[Network, ...]:
+    """Return the networks that an option names. Raises TypeError or ValueError, naming it."""
+    if isinstance(value, bytes) or not isinstance(value, (*_SINGLE, Collection)):  # an iterator would be used up
+        raise TypeError(f"{name} must be a network or a sequence of networks, not {value!r}")
+    return tuple(_network(name, item) for item in ([value] if isinstance(value, _SINGLE) else value))
+
+
+def _network(name: str, value: object) -> Network:
+    if value == "unix":
+        return "unix"
+    if not isinstance(value, _SINGLE):
+        raise TypeError(f"{name}: a network must be a string or an object of ipaddress, not {value!r}")
+    try:
+        network = ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    mapped = isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped
+    if mapped and network.prefixlen >= 96:
+        return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
 @dataclass(frozen=True)
 class Option:
     """One option: its default, its check, and what it means."""
 
     name: str
     default: Any
-    check: Callable[[str, object], None]
+    check: Callable[[str, object], object]
     meaning: str
     live: bool = False  # a server that serves notices at once that it is assigned: see LiveOption
 
@@ -128,12 +166,25 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "TCP_USER_TIMEOUT (macOS, Windows), it is for each send, and not for TLS. A change is noticed when the "
            "server serves again."),
     Option("handshake_timeout", 10.0, _timeout,
-           "Seconds for the whole of a TLS handshake; then the client is refused. None: no limit."),
+           "Seconds for the PROXY header and the TLS handshake together; then the client is refused. None: no limit."),
     Option("keepalive", KEEPALIVE, _keepalive,
            "TCP keep-alive: a client that has been silent for so many seconds is asked whether it is there; one that "
            "has vanished is found after about twice the time (after send_timeout, if that is set). None: the system's "
            "settings, or those that the program has made on the listening socket; the default leaves these alone, too. "
            "A change is noticed when the server serves again."),
+    Option("ssl_context", None, _ssl_context,
+           "The context for TLS: ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), with a certificate loaded. Each "
+           "client's handshake runs in its handler's thread. Read for each connection, so that it may be replaced "
+           "while serving. The server sets ssl.OP_IGNORE_UNEXPECTED_EOF in it; set ssl.OP_NO_RENEGOTIATION yourself. "
+           "None: no TLS, unless the program wraps the listening socket."),
+    Option("proxy_protocol", (), networks_of,
+           "The networks of the proxies whose PROXY header, version 1 or 2, is believed: strings such as "
+           "\"10.0.0.0/8\", objects of ipaddress, or \"unix\" for the peers of a Unix socket; one of them or more. "
+           "Their clients have the address that the header tells, and are refused if there is none, or it is broken. A "
+           "header from elsewhere is refused. Whoever sends something else from elsewhere is served as it is; since "
+           "the server waits for the first bytes, one that waits for the server's is served after handshake_timeout. "
+           "Needs the package proxy-protocol (the extra \"proxy\"). A change is noticed when the server serves again. "
+           "Empty: the header is nothing special."),
     Option("executor", None, _executor,
            "Where offload() runs functions. None: in the calling thread. A number: in so many worker processes, which "
            "the server starts before its first client, and ends. Or any object with a submit() like that of "
@@ -168,8 +219,8 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
 _SOCKETSERVERS = ("allow_reuse_address", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*OPTIONS, "start", "run", "suspend", "resume", "stop", "stopping", "clients", "stats", "offload",
-           "handle_error", "process_request_thread")
+_YIELDS = (*OPTIONS, "start", "run", "suspend", "resume", "reload_tls", "stop", "stopping", "clients", "stats",
+           "offload", "handle_error", "process_request_thread")
 
 
 class LiveOption:
@@ -216,6 +267,10 @@ def check(options: Mapping[str, object]) -> None:
 def check_server(server: object) -> None:
     """Check the options of a server that is about to serve, wherever they were set."""
     check({name: getattr(server, name) for name in OPTIONS if hasattr(server, name)})
+    is_stream = getattr(server, "socket_type", socket.SOCK_STREAM) == socket.SOCK_STREAM
+    for name in ("ssl_context", "proxy_protocol"):
+        if getattr(server, name, None) not in (None, ()) and not is_stream:
+            raise ValueError(f"{name} needs a server of streams, and {type(server).__name__} is none")
 
 
 def install(mixin: type) -> None:

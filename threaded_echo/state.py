@@ -17,7 +17,10 @@ from .clients.threads import HandlerThreads, current_client
 from .observe.logs import BoundedLog
 from .observe.stats import Counts, ServerStats
 from .offloading.calls import Offloads
+from .options import Network, networks_of
 from .stopping import Stopping
+from .transport import proxy_protocol
+from .transport.certificates import Certificates
 from .transport.kernel_timeouts import KernelTimeouts
 
 
@@ -38,6 +41,8 @@ class ServerState:
         self.kernel_timeouts = KernelTimeouts()
         self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads, self.deadlines)
         self.failures = AcceptFailures()
+        self.certificates = Certificates()
+        self.networks: tuple[Network, ...] = ()  # of the proxies that are believed
         self.logs = BoundedLog(logging.getLogger("threaded_echo"))
 
     @classmethod
@@ -54,6 +59,16 @@ class ServerState:
         if found.process != os.getpid():
             found = vars(server)["_threaded_state"] = cls()
         return found
+
+    def believe_proxies(self, server: Any) -> None:
+        """Believe the proxies that the option ``proxy_protocol`` names.
+
+        Raises TypeError or ValueError if it names no networks, and ImportError if the package for them is missing.
+        """
+        self.networks = networks_of("proxy_protocol", server.proxy_protocol)
+        if self.networks:
+            proxy_protocol.require()
+        self.registry.behind_proxy = bool(self.networks)
 
     def offload(self, server: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``function`` in a server's executor: see ``ThreadedMixIn.offload``, whose name a program may have."""

@@ -364,11 +364,6 @@ def test_hook_of_the_program_that_fails_costs_that_client_only(serve, caplog, re
     assert server.stop().clean and server.stats().refused_by["limit"] == 2
 
 
-def test_server_that_will_wrap_its_connections_in_tls_sends_no_reply(serve):
-    """It would go out in the clear."""
-    with full(serve, subclass(ssl_context=object())) as server, connect(server) as client:
-        assert receive_all(client) == b""
-
 
 def test_handle_request_refuses_and_returns():
     """As if verify_request had said so."""

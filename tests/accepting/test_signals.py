@@ -162,7 +162,7 @@ def test_signal_in_a_forked_process_is_not_the_servers(monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         assert (before, ours) == ([], [signal.SIGTERM])
         monkeypatch.setattr(signals.os, "getpid", lambda: 0)
-        signals._restore_sigterm()
+        signals._restore_in_child()
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         monkeypatch.undo()

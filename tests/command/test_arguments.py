@@ -182,7 +182,7 @@ def test_options_are_those_of_the_server():
     """An option that is not given is left to the server."""
     plain = server_options(parse([]))
     assert plain == {"idle_timeout": None, "lifetime": None, "drain_timeout": 5.0, "force_timeout": 1.0,
-                     "logs_per_client": 100, "executor": None, "one_cpu": False,
+                     "logs_per_client": 100, "proxy_protocol": (), "executor": None, "one_cpu": False,
                      "max_clients": None, "at_limit": "wait", "max_clients_per_host": None}
     arguments = ["--one-cpu", "--workers", "2", "--drain-timeout", "7", "--idle-timeout", "60", "--lifetime", "3.5"]
     assert server_options(parse(arguments)) == plain | {

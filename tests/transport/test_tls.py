@@ -5,6 +5,7 @@ import logging
 import socket
 import socketserver
 import ssl
+import struct
 from contextlib import suppress
 from pathlib import Path
 
@@ -138,25 +139,29 @@ def test_connection_that_cannot_be_wrapped_is_gone():
             """As ssl does."""
             raise OSError(22, "Invalid argument")
 
-    class Listener(socket.socket):
-        """A listening socket with such a context."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with pytest.raises(ConnectionAbortedError, match="Invalid argument"):
+            tls.wrap(Context(), ours)
+        assert theirs.recv(1) == b""
 
-        context = Context()
 
-    with Listener() as listener:
-        listener.bind(LOOPBACK)
-        listener.listen()
-        with connect(listener.getsockname()) as client:
-            with pytest.raises(ConnectionAbortedError, match="Invalid argument"):
-                tls.accept(listener)
-            assert client.recv(1) == b""
+def test_connection_that_was_reset_is_gone():
+    """It is closed, too, and no garbage is left to be collected."""
+    with socket.create_server(LOOPBACK) as listener:
+        client = connect(listener.getsockname())
+        ours, _ = listener.accept()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        with pytest.raises(ConnectionAbortedError, match="not wrapped in TLS"):
+            tls.wrap(server_context(), ours)
+        assert ours.fileno() < 0
 
 
 def test_other_sockets_are_no_tls():
     """They are told apart without importing ssl, and left alone."""
     with socket.socket() as plain:
-        assert tls.as_tls(plain) is None
-        tls.shake_hands(plain)
+        assert tls.as_tls(plain) is None and tls.shake_hands(plain) is None
     assert not tls.is_tls_error(OSError())
 
 

@@ -211,6 +211,8 @@ class Limits:
             if self._refuses and self._maximum is not None and len(self._registry.live) >= self._maximum:
                 return self._registry.refuse(request, address, period, "limit")
             self._prepare_hosts_locked(per_host)
+            if self._registry.behind_proxy:  # its host becomes known later: see `admit_again`
+                return self._registry.add(request, address, period)
             host = host_of(address)
             if per_host is not None and self._hosts.count_of(host) >= per_host:
                 return self._registry.refuse(request, address, period, "host limit")

@@ -44,6 +44,7 @@ def _opens(server: Any, state: Any, loop: Loop) -> bool:
     """Start the workers and make the door; False if a stop has come first."""
     try:
         check_listening(server)
+        state.believe_proxies(server)
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         _set_timeouts(server, state, loop)
         unblock(server)
@@ -64,6 +65,7 @@ def handle_request(server: Any, state: Any) -> None:
     try:
         if not state.stopping.begin_serving(loop, server.fileno):
             return
+        state.believe_proxies(server)
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return

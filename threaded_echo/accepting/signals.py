@@ -8,6 +8,7 @@ Guarantees:
   interrupts, may hold a lock (of logging, say) that another thread needs in order to end.
 - The handlers that were there before are restored, and a signal that was ignored stays ignored.
 - An exception of another signal handler stops the server, and is then raised to the caller of `run`.
+- SIGHUP reloads the server's certificate, in the main thread, if the server knows its files; else it is left alone.
 """
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from types import FrameType
 from typing import Any
 
-from ..observe.logs import NOTICE
+from ..observe.logs import NOTICE, printable
 from ..transport.listeners import show_address
 
 logger = logging.getLogger("threaded_echo")
@@ -32,10 +33,14 @@ _FIRST_WAIT = 0.1
 """Seconds of the first wait for a signal; each is twice as long as the one before. A signal that comes just
 before a wait begins does not end that wait, and is noticed at its end. An idle server hardly ever wakes up for this."""
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+_RELOAD: Any = getattr(signal, "SIGHUP", None)  # Windows has none
+
 
 def run(server: Any, state: Any, duration: float | None) -> Any:
     """Serve, and return the stop's report: see ``ThreadedMixIn.run``."""
-    reasons: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # to stop: a signal's number; None: the loop has ended
+    # To stop: a signal's number; None: the loop has ended. And to reload: SIGHUP's number.
+    reasons: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     errors: list[BaseException] = []
     report: Any = None
     signals = 0
@@ -50,8 +55,10 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
 
     def obey(number: int) -> None:
         nonlocal signals
-        signals += 1
         reasons.put(number)
+        if number == _RELOAD:
+            return
+        signals += 1
         if signals > 1:
             state.stopping.hasten()
 
@@ -59,7 +66,7 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
         nonlocal report
         report = server._threaded_stop()
 
-    with handled(obey):
+    with handled(obey, _obeyed(state)):
         logger.log(NOTICE, "listening on %s", show_address(server.server_address), extra={"event": "listening"})
         with ExitStack() as stack:
             # An exception of another signal handler, too, stops the server.
@@ -69,32 +76,51 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
             except RuntimeError:  # it serves already, or there are no threads: it stays as it was
                 stack.pop_all()
                 raise
-            _wait(reasons, duration)
-            live = len(state.registry.live)
-            logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s",
-                       extra={"event": "stopping"})
+            _wait(reasons, duration, lambda: _reload(server, state))
+            _log_stopping(len(state.registry.live))
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
     if errors:
         raise errors.pop()
     return report
 
 
-def _wait(reasons: queue.SimpleQueue[int | None], duration: float | None) -> None:
-    """Wait for a reason to stop, at most ``duration`` seconds."""
+def _log_stopping(live: int) -> None:
+    logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s", extra={"event": "stopping"})
+
+
+def _obeyed(state: Any) -> tuple[int, ...]:
+    """Return the signals that `run` obeys: SIGHUP only if there is something to reload."""
+    return _STOPS if _RELOAD is None or state.certificates.files is None else (*_STOPS, _RELOAD)
+
+
+def _reload(server: Any, state: Any) -> None:
+    """Reload the certificate, and log whether that has worked."""
+    try:
+        certfile, _ = state.certificates.reload(server)
+        logger.log(NOTICE, "certificate reloaded: %s", printable(os.fsdecode(certfile)), extra={"event": "reloaded"})
+    except Exception as error:  # whatever is wrong with the new one, the server goes on with the old one
+        logger.error("the certificate could not be reloaded, and the old one stays: %s", error)
+
+
+def _wait(reasons: queue.SimpleQueue[int | None], duration: float | None, reload: Callable[[], None]) -> None:
+    """Wait for a reason to stop, at most ``duration`` seconds, and call ``reload`` for each reason to do that."""
     deadline = None if duration is None else time.monotonic() + duration
     wait = _FIRST_WAIT
     while deadline is None or time.monotonic() < deadline:
         remaining = wait if deadline is None else max(0, min(wait, deadline - time.monotonic()))
         try:
-            reasons.get(timeout=remaining)
-            return
+            reason = reasons.get(timeout=remaining)
         except queue.Empty:
             wait = min(2 * wait, threading.TIMEOUT_MAX)
+            continue
+        if reason is None or reason != _RELOAD:
+            return
+        reload()
 
 
 @contextmanager
-def handled(obey: Callable[[int], object]) -> Iterator[None]:
-    """Call ``obey`` with the number of each SIGINT and SIGTERM, unless the process ignores that signal.
+def handled(obey: Callable[[int], object], numbers: Iterable[int] = _STOPS) -> Iterator[None]:
+    """Call ``obey`` with the number of each of these signals, unless the process ignores that one.
 
     Only the main thread can set signal handlers: in another one this does nothing.
     """
@@ -113,7 +139,7 @@ def handled(obey: Callable[[int], object]) -> Iterator[None]:
     _watch_forks()
     _replaced.append(before)
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it belongs to a library in C
                 before[number] = signal.getsignal(number)
                 signal.signal(number, handle)
@@ -130,16 +156,17 @@ _replaced: list[dict[int, Any]] = []
 
 @cache
 def _watch_forks() -> None:
-    """Have forked processes restore what SIGTERM did before."""
-    getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_restore_sigterm)
+    """Have forked processes restore what SIGTERM and SIGHUP did before."""
+    getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_restore_in_child)
 
 
-def _restore_sigterm() -> None:
-    """Let SIGTERM end a process that a handler has forked.
+def _restore_in_child() -> None:
+    """Let SIGTERM end a process that a handler has forked, and SIGHUP do what it did before the server ran.
 
     Not left to our handler in that process: it runs late or never there, if another thread than the main one has forked
     (seen on 3.13 to 3.15).
     """
-    handlers = [before[signal.SIGTERM] for before in _replaced if signal.SIGTERM in before]
-    for handler in handlers[:1]:
-        signal.signal(signal.SIGTERM, handler)
+    for number in (signal.SIGTERM, _RELOAD):
+        handlers = [before[number] for before in _replaced if number in before]
+        for handler in handlers[:1]:
+            signal.signal(number, handler)

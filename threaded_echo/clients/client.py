@@ -1,9 +1,9 @@
 """One client: what programs may know and do, and every step of its life.
 
-A client's life has phases, which it goes through in this order: ``accepted``, ``handshaking`` (TLS), ``serving`` and
-``computing`` in turns, ``disconnecting``, ``gone``. Its *outcome* is ``finished``, ``failed`` or ``refused``. If the
-server has ended it, its *reason* says why. All transitions are methods of this class; the thread that serves the client
-makes most of them, and from ``disconnecting`` on no thread can turn it back.
+A client's life has phases, which it goes through in this order: ``accepted``, ``handshaking`` (a PROXY header, TLS),
+``serving`` and ``computing`` in turns, ``disconnecting``, ``gone``. Its *outcome* is ``finished``, ``failed`` or
+``refused``. If the server has ended it, its *reason* says why. All transitions are methods of this class; the thread
+that serves the client makes most of them, and from ``disconnecting`` on no thread can turn it back.
 """
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from ..transport.kernel_timeouts import has_send_timed_out
 from ..transport.tcp_info import has_ended_its_stream
+from ..transport.tls import TLSDetails
 from .connection import Connection
 from .period import Period
 
@@ -37,27 +38,33 @@ class Client:
     """One connection, from accept to close. Only the server makes clients; programs read these and set none:
 
     - ``number``: 1, 2, 3 and so on; one server never uses a number twice.
-    - ``address``: the peer's address, as ``get_request`` has returned it: ``(host, port)`` on IPv4.
+    - ``address``: its address, ``(host, port)`` on IPv4: what ``get_request`` has returned; or, as soon as that is
+      known, what a proxy has told in its PROXY header.
     - ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after it has gone.
+    - ``tls``: ``None`` without TLS and before the handshake is done. Afterwards ``tls.version``, such as ``"TLSv1.3"``;
+      ``tls.cipher``, its name; ``tls.alpn``, the protocol that both sides have agreed on, or ``None``; and
+      ``tls.certificate``, the client's own as a dict (see `ssl.SSLSocket.getpeercert`), or ``None``.
     - ``reason``: why the server has disconnected or refused it; ``None`` if it has not. ``"stop"``;
       ``"disconnect"``, if `disconnect` was called; ``"verify"``, if ``verify_request`` has refused it;
-      ``"handshake"``, if that of TLS has failed or was not done in time; ``"limit"``, if ``max_clients`` are there
-      already; ``"host limit"``, if its host has ``max_clients_per_host``; ``"thread"``, if no thread could be started;
+      ``"handshake"``, if that of TLS or the PROXY header has failed or was not done in time; ``"limit"``, if
+      ``max_clients`` are there already; ``"host limit"``, if its host has ``max_clients_per_host``; ``"thread"``, if no
+      thread could be started;
       ``"idle"``, ``"lifetime"`` and ``"send"``, if the time of the option of that name was up.
 
     *Thread safety*: every attribute and method may be used from any thread, also after the client has gone.
     """
 
-    __slots__ = ("number", "address", "thread", "reason", "_connection", "_period", "_registry", "_lock", "_phase",
-                 "_outcome", "_announced", "_ended_its_stream", "_counted", "_logs", "_accepted", "_accepted_at",
-                 "_ended", "_activity")
+    __slots__ = ("number", "address", "thread", "reason", "tls", "_connection", "_period", "_registry", "_lock",
+                 "_phase", "_outcome", "_announced", "_ended_its_stream", "_counted", "_logs", "_accepted",
+                 "_accepted_at", "_ended", "_activity", "_data", "_peer")
 
     def __init__(self, number: int, request: Any, address: Any, period: Period, registry: Any) -> None:
         self.number = number
         self.address = address
         self.thread: threading.Thread | None = None
         self.reason: str | None = None
-        # Guards reason, _phase, and the fields of the connection. Re-entrant, as a stop in a signal handler may
+        self.tls: TLSDetails | None = None
+        # Guards reason, _phase, _data, and the fields of the connection. Re-entrant, as a stop in a signal handler may
         # interrupt the thread that holds it.
         self._lock = threading.RLock()
         self._connection = Connection(request, address, self._lock)
@@ -73,9 +80,17 @@ class Client:
         self._accepted_at = time.time()
         self._ended: float | None = None
         self._activity: Activity | None = None  # what an idle time-out has to know of it, once that may matter
+        self._data: dict[Any, Any] | None = None
+        self._peer: Any = None  # the proxy's address, if address is not the peer's
 
     def __repr__(self) -> str:
         return f"<Client {self.number} {self.state} {self.address!r}>"
+
+    @property
+    def peer(self) -> Any:
+        """The address of whoever has connected: of the proxy, if the client came by one, else the same as `address`."""
+        peer = self._peer
+        return self.address if peer is None else peer
 
     @property
     def connected_at(self) -> datetime:
@@ -114,6 +129,14 @@ class Client:
         traffic = self._connection.traffic()
         return traffic and traffic.idle
 
+    @property
+    def data(self) -> dict[Any, Any]:
+        """A dict for the program's own use, empty at first; always the same one. Nothing here reads it."""
+        with self._lock:
+            if self._data is None:
+                self._data = {}
+            return self._data
+
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like), and return when the kernel has taken it.
 
@@ -150,6 +173,17 @@ class Client:
                 self.thread = thread
                 if self._phase not in _LAST:
                     self._phase = phase
+
+    def _came_through(self, address: Any) -> None:
+        """Take the address that a proxy has told; ``None``: it has told none, or there is no proxy."""
+        if address is not None:
+            self._peer = self.address  # first: who reads both never takes the new address for the peer's
+            self.address = address
+        self._connection.awaits_header = False
+
+    def _shook_hands(self, tls: TLSDetails | None) -> None:
+        """Note what the TLS handshake has agreed on; ``None``: there was none."""
+        self.tls = tls
 
     def _move(self, phase: str) -> None:
         """Set the phase to ``"serving"`` or ``"computing"``, unless the client is being disconnected."""

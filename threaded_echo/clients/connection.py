@@ -23,6 +23,7 @@ from ..transport.tcp_info import Traffic, read_traffic
 
 
 _HANDSHAKE = "its TLS handshake is not done yet"
+_HEADER = "its PROXY header has not come yet"
 
 # What the kernel reports if a peer has vanished from the network, besides the subclasses of ConnectionError.
 _VANISHED = frozenset(getattr(errno, name) for name in ("ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN")
@@ -32,7 +33,8 @@ _VANISHED = frozenset(getattr(errno, name) for name in ("ETIMEDOUT", "EHOSTUNREA
 class Connection:
     """The socket of one client, or whatever the program's ``get_request`` has made of it."""
 
-    __slots__ = ("request", "accepted", "sending", "_address", "_lock", "_descriptor", "_unsendable", "_final")
+    __slots__ = ("request", "accepted", "sending", "awaits_header", "_address", "_lock", "_descriptor", "_unsendable",
+                 "_final")
 
     def __init__(self, request: Any, address: Any, lock: threading.RLock) -> None:
         self.request = request  # None after release
@@ -42,6 +44,7 @@ class Connection:
         self._final: Traffic | None = None
         self.sending = threading.Lock()  # held during one whole send; guards _unsendable
         self._unsendable: str | None = None  # why nothing can be sent
+        self.awaits_header = False  # a proxy's, to be read by the thread that serves the client
         if type(request) is socket.socket:
             self._descriptor = request.fileno()
         else:
@@ -74,10 +77,30 @@ class Connection:
                 self._unsendable = "an earlier send has failed"
                 raise
 
+    def await_header(self) -> None:
+        """Allow no sends until the PROXY header has come. Called before any other thread knows of the connection."""
+        self.awaits_header = True
+        self._unsendable = _HEADER
+
     def allow_sending(self) -> None:
-        """Allow sends from now on, since the handshake is done."""
-        if self._unsendable is _HANDSHAKE:
+        """Allow sends from now on, since the header has come and the handshake is done."""
+        if self._unsendable is _HANDSHAKE or self._unsendable is _HEADER:
             self._unsendable = None
+
+    def end_tls(self) -> None:
+        """Tell the peer by TLS that its stream ends here, unless this is not TLS or something has failed before.
+
+        Never waits. The thread that is about to close the connection calls this; from here on, every send raises.
+        """
+        request = self.request
+        if tls.as_tls(request) is None or not self.sending.acquire(blocking=False):
+            return  # a send that is in the way is about to be cut, see end_sends
+        try:
+            if self._unsendable in (None, _HANDSHAKE, _HEADER):  # not None: verify_request has refused it
+                self._unsendable = "the client has gone"
+                tls.send_close_notify(request)
+        finally:
+            self.sending.release()
 
     def cut(self) -> None:
         """End the connection in both directions."""

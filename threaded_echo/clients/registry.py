@@ -81,6 +81,7 @@ class HandlerRegistry:
         self.closing: dict[Client, None] = {}  # removed outside the handler threads, and not closed yet
         self.accepted = 0
         self.peak = 0
+        self.behind_proxy = False  # each client's PROXY header is to be read
         self._wrapped: dict[int, Client] = {}  # by the id of what a program has wrapped around the accepted request
         self._counting = threading.RLock()  # taken after lock, if both are; guards _totals and Client._counted
         self._totals = Totals()
@@ -105,6 +106,8 @@ class HandlerRegistry:
         with self.lock:  # contended only by readers of the totals, as one thread accepts at a time
             number, key = self.accepted + 1, id(request)
             client = Client(number, request, address, period, self)
+            if self.behind_proxy:
+                client._connection.await_header()
             live[key] = client
             self.accepted = number  # not before, or an interrupt in between leaves a client that is nowhere
             if len(live) > self.peak:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import __version__
-from ..options import OPTIONS, check_seconds
+from ..options import OPTIONS, check_seconds, networks_of
 
 HOST, PORT = "127.0.0.1", 9999
 
@@ -30,6 +30,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("argument --port: not allowed with argument --unix")
     if options.unix is not None and options.idle_timeout is not None:
         parser.error("argument --idle-timeout: not allowed with argument --unix, whose clients' silence is not known")
+    if options.tls_cert is None and (options.tls_key or options.tls_ca):
+        parser.error(f"argument --tls-{'key' if options.tls_key else 'ca'}: needs --tls-cert")
     if options.port is None:
         options.port = PORT
     return options
@@ -38,6 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def server_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the server that were asked for."""
     settings = {name: getattr(options, name) for name in _OPTIONS}
+    settings["proxy_protocol"] = tuple(options.proxy_protocol)
     settings["executor"] = options.workers
     settings["one_cpu"] = options.one_cpu
     settings["at_limit"] = options.at_limit
@@ -67,6 +70,17 @@ def _make_parser() -> argparse.ArgumentParser:
                      help="keep the threads on one processor (Linux only): faster with the GIL")
     for name in ("idle_timeout", "lifetime"):
         _add_option(how, name)
+    how.add_argument("--proxy-protocol", type=_network, metavar="NETWORK", action="append", default=[],
+                     help="believe the PROXY header of proxies in this network, or of a Unix socket's peers (\"unix\");"
+                          " may be given several times")
+
+    tls = parser.add_argument_group("TLS")
+    tls.add_argument("--tls-cert", type=_path, metavar="FILE",
+                     help="serve TLS with this certificate, in PEM, and those that sign it; SIGHUP reads it anew")
+    tls.add_argument("--tls-key", type=_path, metavar="FILE",
+                     help="its key, without a password (default: in the certificate's file)")
+    tls.add_argument("--tls-ca", type=_path, metavar="FILE",
+                     help="clients need a certificate that one of these authorities has signed")
 
     limits = parser.add_argument_group("whom it lets in")
     _add_option(limits, "max_clients")
@@ -95,7 +109,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str) -> None:
                        default=default, help=f"{text} (default: {'no limit' if default is None else default})")
 
 
-def _checked(check: Callable[[str, object], None], read: Callable[[str], float]) -> Callable[[str], object]:
+def _checked(check: Callable[[str, object], object], read: Callable[[str], float]) -> Callable[[str], object]:
     """Return a function that reads a value from text and checks it."""
     def convert(text: str) -> object:
         try:
@@ -118,6 +132,14 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, not {text!r}")
     return int(text)
+
+
+def _network(text: str) -> str:
+    try:
+        networks_of("it", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("it: ")) from None
+    return text
 
 
 def _path(text: str) -> str:

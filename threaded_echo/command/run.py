@@ -10,6 +10,7 @@ import socketserver
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from ..clients.client import Client
@@ -17,6 +18,8 @@ from ..handlers import EchoHandler
 from ..mixin import ThreadedMixIn
 from ..observe.logs import NOTICE
 from ..server import ThreadedTCPServer, ThreadedUnixStreamServer
+from ..state import ServerState
+from ..transport import certificates, proxy_protocol
 from ..transport.listeners import UnixPath, show_address
 from .arguments import parse, server_options
 from .output import Output
@@ -83,6 +86,25 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
 def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -> Any:  # a _Server
     """Make a server that listens; the stack removes its Unix socket. Raises Failed."""
     settings = server_options(options)
+    if options.proxy_protocol:
+        try:
+            proxy_protocol.require()
+        except ImportError as error:
+            raise Failed(str(error)) from error
+    if options.tls_cert is None:
+        return _listen(stack, options, handler, settings)
+    renew = partial(certificates.server_context, options.tls_cert, options.tls_key, options.tls_ca)
+    try:
+        settings["ssl_context"] = renew()
+    except OSError as error:
+        raise Failed(f"cannot load {error.filename}: {error.strerror}" if error.filename else str(error)) from error
+    server = _listen(stack, options, handler, settings)
+    own = ServerState.of(server).certificates
+    own.files, own.renew = (options.tls_cert, options.tls_key), renew
+    return server
+
+
+def _listen(stack: ExitStack, options: argparse.Namespace, handler: type, settings: dict[str, Any]) -> Any:
     try:
         if options.unix is not None:
             path = UnixPath(options.unix)

@@ -1,16 +1,33 @@
-"""Listeners that a program has wrapped in TLS.
+"""TLS on a server's connections, which it has wrapped itself, or a program that wrapped the listener.
 
 `ssl.SSLSocket.accept` shakes hands before it returns, so that one client that never does keeps everybody else out.
-Here the handshake waits for the handler's thread.
+Here a connection is wrapped as it is accepted, and the handshake waits for the handler's thread.
 """
 from __future__ import annotations
 
 import socket
 import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import ssl
+
+
+@dataclass(frozen=True, slots=True)
+class TLSDetails:
+    """What a handshake has agreed on.
+
+    - ``version``: such as ``"TLSv1.3"``; ``cipher``: the name of the cipher.
+    - ``alpn``: the protocol that both sides have agreed on, or ``None``.
+    - ``certificate``: the client's, as `ssl.SSLSocket.getpeercert` returns it; ``None`` if it was not asked for one.
+    """
+
+    version: str
+    cipher: str
+    alpn: str | None
+    certificate: dict[str, Any] | None = field(hash=False)
 
 
 def as_tls(connection: Any) -> ssl.SSLSocket | None:
@@ -19,19 +36,20 @@ def as_tls(connection: Any) -> ssl.SSLSocket | None:
     return connection if module is not None and isinstance(connection, module.SSLSocket) else None
 
 
-def accept(listener: ssl.SSLSocket) -> tuple[ssl.SSLSocket, Any]:
-    """Accept a connection on a TLS listener, without a handshake.
+def wrap(context: ssl.SSLContext, connection: socket.socket, ragged: bool = True) -> ssl.SSLSocket:
+    """Wrap a connection that was accepted, without a handshake. ``ragged`` is ssl's ``suppress_ragged_eofs``.
 
-    Raises OSError; it is a ConnectionAbortedError if the connection was gone before it could be wrapped.
+    Raises ConnectionAbortedError, with the connection closed, if it was gone before it could be wrapped, or cannot be.
     """
-    connection, address = socket.socket.accept(listener)
+    if not isinstance(connection, socket.socket):
+        raise ConnectionAbortedError(f"not wrapped in TLS: {connection!r} is no socket")
     try:
-        ragged = getattr(listener, "suppress_ragged_eofs", True)
+        connection.getpeername()  # if it was reset, wrap_socket would lose it unclosed (seen on 3.11)
         if ragged:
-            _tolerate_end_of_stream(listener.context)
-        return listener.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False,
-                                            suppress_ragged_eofs=ragged), address
-    except (OSError, ValueError) as error:
+            _tolerate_end_of_stream(context)
+        return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False,
+                                   suppress_ragged_eofs=ragged)
+    except (OSError, ValueError, NotImplementedError) as error:  # the last one: of a socket that is no stream
         connection.close()
         raise ConnectionAbortedError(f"not wrapped in TLS: {error}") from error
 
@@ -41,7 +59,7 @@ def _tolerate_end_of_stream(context: ssl.SSLContext) -> None:
 
     A stop ends the receiving direction. OpenSSL 3 would take that for an attack, send a fatal alert, and fail whatever
     is sent afterwards: a handler that reads to the end could not reply. To its reads nothing changes, since the
-    listener suppresses such errors anyway.
+    socket suppresses such errors anyway.
     """
     option = getattr(sys.modules["ssl"], "OP_IGNORE_UNEXPECTED_EOF", 0)
     if not context.options & option:
@@ -56,14 +74,23 @@ def awaits_handshake(connection: Any) -> bool:
     return tls is not None and tls.version() is None
 
 
-def shake_hands(connection: Any, seconds: float | None = None) -> None:
-    """Do the handshake that `accept` left out. Does nothing if ``connection`` is not TLS, or has shaken hands.
+def shake_hands(connection: Any, seconds: float | None = None) -> TLSDetails | None:
+    """Do the handshake, unless it is done already, and return what it has agreed on; ``None`` without TLS.
 
     Blocks until the client answers or goes, or until ``seconds`` for the whole of it have passed. Raises OSError if the
     handshake fails, in most cases an `ssl.SSLError`; if the time is up, a TimeoutError.
     """
-    if not awaits_handshake(connection):
-        return
+    if awaits_handshake(connection):
+        _shake_hands(connection, seconds)
+    tls = as_tls(connection)
+    if tls is None:
+        return None
+    cipher = tls.cipher()
+    return TLSDetails(tls.version() or "", cipher[0] if cipher else "", tls.selected_alpn_protocol(),
+                      tls.getpeercert() or None)
+
+
+def _shake_hands(connection: ssl.SSLSocket, seconds: float | None) -> None:
     own = connection.gettimeout()
     try:
         if seconds is not None and (own is None or own > seconds):
@@ -92,6 +119,23 @@ def receive_at_once(connection: ssl.SSLSocket, size: int) -> tuple[bytes | None,
         return None, True
     finally:
         connection.settimeout(before)
+
+
+def send_close_notify(connection: ssl.SSLSocket) -> None:
+    """Tell the peer that the stream ends here; never waits, not for the peer's own close_notify either.
+
+    Nothing is sent if the handshake is not done, if the connection is broken, or if the kernel has no room for it.
+    """
+    if awaits_handshake(connection):
+        return
+    with suppress(OSError, ValueError):  # broken, closed, no room; or sent, and the peer's own has not come
+        timeout = connection.gettimeout()
+        connection.settimeout(0)
+        try:
+            # Not unwrap(), which drops the TLS object: what another thread sends then would go out in the clear.
+            connection._sslobj.shutdown()  # type: ignore[attr-defined]
+        finally:
+            connection.settimeout(timeout)
 
 
 def is_tls_error(error: BaseException) -> bool:
