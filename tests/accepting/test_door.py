@@ -186,7 +186,7 @@ def test_door_is_the_best_that_the_platform_has(listener, monkeypatch):
 
 def test_server_at_any_door_serves_in_threads_that_accept_for_themselves_and_stops(make, serve, monkeypatch):
     """Idle threads come back to the door, take the next clients, and end with the stop."""
-    monkeypatch.setattr("threaded_echo.accepting.loop.make_door", make)
+    monkeypatch.setattr("threaded_echo.accepting.loop.make_door", lambda listener, others: make(listener))
     server = serve(Echo)
     for _ in range(2):
         with ExitStack() as stack:

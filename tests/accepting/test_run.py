@@ -166,8 +166,8 @@ def test_exception_as_the_loop_has_just_been_started_stops_the_server(monkeypatc
     loops = server._threaded_state.loops
     begin = loops.begin
 
-    def interrupted(serve):
-        begin(serve).wait_until_accepting()
+    def interrupted(*arguments):
+        begin(*arguments).wait_until_accepting()
         raise LookupError("by a signal")
 
     monkeypatch.setattr(loops, "begin", interrupted)

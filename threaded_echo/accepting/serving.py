@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from ..options import check_server
+from ..transport.several import others_of
 from .loop import Loop, check_listening, unblock
 
 
@@ -23,11 +24,12 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
         if not state.stopping.begin_serving(loop, server.fileno):
             return
         check_listening(server)
+        server._threaded_check_listeners()
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
         unblock(server)
-        loop.open(server.fileno)
+        loop.open(server.fileno, others_of(server))
         with state.one_cpu.kept(server.one_cpu):
             state.loops.accepting()
             while not loop.stopped:
@@ -58,9 +60,10 @@ def handle_request(server: Any, state: Any) -> None:
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
+        server._threaded_check_listeners()
         unblock(server)
         try:
-            loop.open(server.fileno)
+            loop.open(server.fileno, others_of(server))
         except OSError as error:  # out of descriptors
             server._threaded_meet_accept_error(error, loop.period)
             return

@@ -5,6 +5,8 @@ Guarantees:
 - A signal handler puts the signal's number into a queue, for which the main thread waits while a background thread
   serves; a second one calls for a stop that cuts at once. So Ctrl-C and SIGTERM work in every state, also while the
   server starts or stops.
+- With a `linger_timeout`, the first signal ends accepting only, and the stop comes when the clients have gone, or at
+  the end of that time. No client is accepted and then not served.
 - The handlers that were there before are restored, and a signal that was ignored stays ignored.
 - An exception of another signal handler stops the server, and is then raised to the caller of `run`.
 """
@@ -24,12 +26,17 @@ from typing import Any
 
 from ..observe.logs import NOTICE
 from ..transport.listeners import show_address
+from ..transport.several import addresses_of, listeners_of
+from .loop import Background
+from .watchdog import Watchdog
 
 logger = logging.getLogger("threaded_echo")
 
 _FIRST_WAIT = 0.1
 """Seconds of the first wait for a signal; each is twice as long as the one before. A signal that comes just
 before a wait begins does not end that wait, and is noticed at its end. An idle server hardly ever wakes up for this."""
+
+_RETURN = 1.0  # seconds for the serving loop to return
 
 
 def run(server: Any, state: Any, duration: float | None) -> Any:
@@ -55,20 +62,21 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
             # It joins the stop that is in progress, or in this very thread interrupts and hastens it.
             reports.append(server._threaded_stop(0))
 
-    with handled(obey):
-        logger.log(NOTICE, "listening on %s", show_address(server.server_address), extra={"event": "listening"})
+    with handled(obey), Watchdog(server, state) as watchdog:
+        _tell_addresses(server)
         with ExitStack() as stack:
             # An exception of another signal handler, too, stops the server.
             stack.callback(lambda: reports.append(server._threaded_stop()))
+            stack.callback(watchdog.stopping)
             try:
-                state.loops.begin(serve)
+                background = state.loops.begin(serve, watchdog.accepting)
             except RuntimeError:  # it serves already, or there are no threads: it stays as it was
                 stack.pop_all()
                 raise
-            _wait(reasons, duration)
-            live = len(state.registry.live)
-            logger.log(NOTICE, "stopping: %d client%s live", live, "" if live == 1 else "s",
-                       extra={"event": "stopping"})
+            if _wait(reasons, duration) is not None:
+                watchdog.stopping()
+                _linger(server, state, background)
+            _tell("stopping", state)
         # A second signal's stop may have been over before the first one's began, which then found nothing to do.
         report = max(reversed(reports), key=lambda report: report.drained + report.forced)
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
@@ -77,17 +85,45 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
     return report
 
 
-def _wait(reasons: queue.SimpleQueue[int | None], duration: float | None) -> None:
-    """Wait for a reason to stop, at most ``duration`` seconds."""
+def _wait(reasons: queue.SimpleQueue[int | None], duration: float | None) -> int | None:
+    """Wait for a reason to stop, at most ``duration`` seconds; return a signal's number, 0, or ``None``: see `run`."""
     deadline = None if duration is None else time.monotonic() + duration
     wait = _FIRST_WAIT
     while deadline is None or time.monotonic() < deadline:
         remaining = wait if deadline is None else max(0, min(wait, deadline - time.monotonic()))
         try:
-            reasons.get(timeout=remaining)
-            return
+            return reasons.get(timeout=remaining)
         except queue.Empty:
             wait = min(2 * wait, threading.TIMEOUT_MAX)
+    return 0
+
+
+def _tell_addresses(server: Any) -> None:
+    """Log where the server listens, a record for each address."""
+    for address in addresses_of(server):
+        logger.log(NOTICE, "listening on %s", show_address(address), extra={"event": "listening"})
+
+
+def _tell(event: str, state: Any) -> None:
+    """Log what begins, and how many clients there are."""
+    live = len(state.registry.live)
+    logger.log(NOTICE, "%s: %d client%s live", event, live, "" if live == 1 else "s", extra={"event": event})
+
+
+def _linger(server: Any, state: Any, background: Background) -> None:
+    """Accept no more clients, and let the live ones go on for ``linger_timeout`` seconds, unless a stop begins."""
+    period = state.stopping.period
+    if not server.linger_timeout or period.is_stopping():
+        return
+    deadline = time.monotonic() + server.linger_timeout
+    state.loops.end_accepting()
+    state.registry.wait_until(lambda: background.is_over, time.monotonic() + _RETURN)
+    state.loops.closes_later = True
+    for listener in listeners_of(server):
+        listener.close()
+    if state.registry.live and not period.is_stopping():
+        _tell("lingering", state)
+        state.registry.wait_until(lambda: not state.registry.live or period.is_stopping(), deadline)
 
 
 @contextmanager

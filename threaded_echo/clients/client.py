@@ -13,6 +13,7 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
+from ..transport.credentials import Credentials
 from ..transport.tcp_info import has_ended_its_stream
 from .connection import Connection
 from .period import Period
@@ -24,7 +25,8 @@ class Client:
     """One connection, from accept to close. Only the server makes clients; programs read these and set none:
 
     - ``number``: 1, 2, 3 and so on; one server never uses a number twice.
-    - ``address``: the peer's address, as ``get_request`` has returned it: ``(host, port)`` on IPv4.
+    - ``address``: the peer's address, as ``get_request`` has returned it: ``(host, port)`` on IPv4, also if the
+      listening socket serves IPv6 as well.
     - ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after it has gone.
     - ``reason``: why the server has disconnected or refused it; ``None`` if it has not. ``"stop"``;
       ``"disconnect"``, if `disconnect` was called; ``"verify"``, if ``verify_request`` has refused it;
@@ -97,6 +99,15 @@ class Client:
         """Seconds since a byte passed in either direction; ``None`` if the platform cannot tell."""
         traffic = self._connection.traffic()
         return traffic and traffic.idle
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The peer of a Unix socket, as a tuple (``pid``, ``uid``, ``gid``); ``None`` if the platform cannot tell.
+
+        It is the process that has connected, as the kernel has noted it then; by now another one may have its number,
+        or its connection. ``None``, too, for TCP.
+        """
+        return self._connection.credentials()
 
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like), and return when the kernel has taken it.
