@@ -36,7 +36,7 @@ _FIRST_WAIT = 0.1
 """Seconds of the first wait for a signal; each is twice as long as the one before. A signal that comes just
 before a wait begins does not end that wait, and is noticed at its end. An idle server hardly ever wakes up for this."""
 
-_RETURN = 1.0  # seconds for the serving loop to return
+_RETURN = 1.0  # seconds for the threads that accept to leave the door
 
 
 def run(server: Any, state: Any, duration: float | None) -> Any:
@@ -117,7 +117,8 @@ def _linger(server: Any, state: Any, background: Background) -> None:
         return
     deadline = time.monotonic() + server.linger_timeout
     state.loops.end_accepting()
-    state.registry.wait_until(lambda: background.is_over, time.monotonic() + _RETURN)
+    # A thread that has got through the door has yet to list its client.
+    state.registry.wait_until(lambda: background.is_over and not state.threads.count()[1], time.monotonic() + _RETURN)
     state.loops.closes_later = True
     for listener in listeners_of(server):
         listener.close()
