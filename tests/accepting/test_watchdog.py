@@ -120,6 +120,27 @@ def test_nothing_is_told_without_the_variables(monkeypatch):
     run(server, script)
 
 
+def test_server_that_does_not_live_says_nothing(systemd, monkeypatch):
+    """So systemd restarts it when its limit is over."""
+    monkeypatch.setenv("WATCHDOG_USEC", "2000")
+    answers = [True, False, False]
+    looked = threading.Event()
+
+    def is_alive(watchdog):
+        if answers:
+            return answers.pop(0)
+        looked.set()
+        return False
+
+    monkeypatch.setattr(Watchdog, "is_alive", is_alive)
+    with server_of(Echo) as server, watched(server):
+        wait_until(looked)
+    systemd.setblocking(False)
+    assert systemd.hear() == "WATCHDOG=1"
+    with pytest.raises(BlockingIOError):
+        systemd.hear()
+
+
 def watched(server):
     """Watch a server."""
     return Watchdog(server, server._threaded_state)

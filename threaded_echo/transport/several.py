@@ -45,7 +45,7 @@ class Listeners:
     def _next(self, first: Any) -> Any:
         """Return the next listener that has a connection. They take turns: a flood at one does not shut out the rest.
         """
-        listeners = [listener for listener in (first, *self.others) if listener.fileno() >= 0]
+        listeners = [first, *self.others]
         ready = ready_to_accept(listeners)
         for _ in listeners:
             self._turn = (self._turn + 1) % len(listeners)
