@@ -4,6 +4,7 @@ from __future__ import annotations
 import gc
 import multiprocessing.resource_tracker
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,10 @@ from .tools import LOOPBACK, Meeting
 
 # Started with the first process of its kind, it stays until the interpreter ends, and so does a descriptor to it.
 multiprocessing.resource_tracker.ensure_running()
+
+# A background job of a shell script ignores SIGINT, and so would every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def open_descriptors() -> set[str]:

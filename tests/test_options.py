@@ -9,6 +9,7 @@ import socketserver
 import pytest
 
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer
+from threaded_echo.options import is_live
 
 from .conftest import LOOPBACK
 from .tools import Echo, ask
@@ -16,7 +17,6 @@ from .tools import Echo, ask
 
 @pytest.mark.parametrize("options, error", [
     ({"max_pigeons": 3}, TypeError),
-    ({"max_clients": 3}, TypeError),  # not there yet
     ({"drain_timeout": "5"}, TypeError),
     ({"drain_timeout": True}, TypeError),
     ({"drain_timeout": None}, TypeError),
@@ -38,6 +38,15 @@ from .tools import Echo, ask
     ({"max_offloads": 2.0}, TypeError),
     ({"at_offload_limit": "panic"}, ValueError),
     ({"at_offload_limit": None}, ValueError),
+    ({"max_clients": 0}, ValueError),
+    ({"max_clients": "3"}, TypeError),
+    ({"at_limit": "panic"}, ValueError),
+    ({"limit_reply": "sorry"}, TypeError),
+    ({"limit_reply": None}, TypeError),
+    ({"max_clients_per_host": -1}, ValueError),
+    ({"max_clients_per_host": True}, TypeError),
+    ({"reserve_descriptors": -1}, ValueError),
+    ({"reserve_descriptors": None}, TypeError),
     ({"daemon_threads": 2}, TypeError),
     ({"allow_reuse_address": "yes"}, TypeError),
 ])
@@ -184,3 +193,32 @@ def test_instance_attributes_of_a_program_win():
     with ThreadedTCPServer(LOOPBACK, Echo) as server:
         server.clients = server.stopping = []
         assert server.clients == server.stopping == []
+
+
+def test_option_may_be_assigned_before_the_server_is_made():
+    """There is nobody to tell yet."""
+    class Server(ThreadedTCPServer):
+        """Sets a limit ahead of socketserver's own __init__."""
+
+        def __init__(self):
+            """Set it."""
+            self.max_clients = 3
+            super().__init__(LOOPBACK, Echo)
+
+    with Server() as server:
+        assert server.max_clients == 3 and ask(server.start()) == b"ping\n"
+
+
+def test_limit_of_any_class_is_told_to_a_server_when_it_is_assigned():
+    """Set in the body of a class, of one below the mix-in, of one that a subclass inherits from, or as a keyword."""
+    below = type("Server", (ThreadedMixIn, type("Existing", (socketserver.ThreadingTCPServer,), {"max_clients": 4})),
+                 {})
+    above = type("Server", (ThreadedTCPServer,), {"max_clients": 4})
+    for server_class in (below, above, type("Sub", (below,), {})):
+        assert server_class.max_clients == 4
+        server = server_class(LOOPBACK, Echo)
+        with server:
+            assert server.max_clients == 4 and is_live(server, "max_clients")
+    computed = type("Server", (ThreadedTCPServer,), {"max_clients": property(lambda server: 4)})
+    with computed(LOOPBACK, Echo) as server:
+        assert server.max_clients == 4 and not is_live(server, "max_clients")

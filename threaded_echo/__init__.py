@@ -24,6 +24,9 @@ lines, and `EchoHandler` sends back what comes. Other handlers find their client
 and waits ``drain_timeout`` seconds for them. Then it cuts the connections that are left, and waits ``force_timeout``
 seconds. It returns a `StopReport`, which names each `Survivor`: Python cannot end a thread from outside.
 
+*Limits.* ``max_clients`` and ``max_clients_per_host`` bound how many clients there are; more wait, or are refused.
+``suspend()`` and ``resume()`` shut and open the door by hand. All of these may be changed while the server serves.
+
 *Computing.* ``self.offload(function, ...)`` runs a function in worker processes (``executor=2``) or in any executor,
 while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`.
 

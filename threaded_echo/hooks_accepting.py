@@ -75,13 +75,20 @@ class AcceptingHooks(ServingHooks):
                     and _is(self.process_request, AcceptingHooks.process_request))
 
     def _threaded_accept(self, period: Period) -> Client | None:
-        """Accept and number a client; ``None`` if that has failed."""
+        """Accept and number a client; ``None`` if that has failed, or the limits refuse the client."""
         try:
             request, client_address = self.get_request()
         except OSError as error:
             self._threaded_meet_accept_error(error, period)
             return None
-        return self._threaded_state.registry.add(request, client_address, period)
+        state = self._threaded_state
+        if state.limits.allowance.left > 0:
+            return state.registry.add(request, client_address, period)
+        client = state.limits.admit(self, request, client_address, period)
+        if client._outcome == "refused":
+            self._threaded_send_off(client, request, client._end)
+            return None
+        return client
 
     def _threaded_meet_accept_error(self, error: OSError, period: Period) -> None:
         is_own = not (_is(self.get_request, AcceptingHooks.get_request)
@@ -90,10 +97,11 @@ class AcceptingHooks(ServingHooks):
 
     def _threaded_accept_and_admit(self, loop: Loop) -> None:
         """Accept a client in the serving thread, let the next thread accept, and serve the client."""
-        client = None
+        client, before = None, calling.client
+        calling.accepts = True
         try:
             try:
-                client = self._threaded_accept(loop.period)
+                client = calling.client = self._threaded_accept(loop.period)
             finally:
                 loop.reopen()
             if client is not None:
@@ -101,6 +109,8 @@ class AcceptingHooks(ServingHooks):
         except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind
             self._threaded_abandon(client)
             raise
+        finally:
+            calling.accepts, calling.client = False, before
 
     def _threaded_abandon(self, client: Client | None) -> None:
         """Close the connection of a client that no handler serves, as an interrupt or SystemExit ends the loop."""
@@ -123,27 +133,30 @@ class AcceptingHooks(ServingHooks):
 
     def _handle_request_noblock(self) -> None:
         """Accept a connection that is ready, number its client and start its handler."""
-        client = None
+        client, before = None, calling.client
+        calling.accepts = True
         try:
-            client = self._threaded_accept(self._threaded_state.stopping.period)
+            client = calling.client = self._threaded_accept(self._threaded_state.stopping.period)
             if client is not None:
                 self._threaded_in_serving_thread(client, partial(self._threaded_verify_and_process, client))
         except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind
             self._threaded_abandon(client)
             raise
+        finally:
+            calling.accepts, calling.client = False, before
 
-    def _threaded_verify_and_process(self, client: Client) -> None:
-        if self._threaded_verify(client):
-            self.process_request(client._connection.request, client.address)
+    def _threaded_verify_and_process(self, client: Client) -> bool:
+        """Hand a client on to ``process_request``; False if ``verify_request`` refuses it."""
+        if not self._threaded_verify(client):
+            return False
+        self.process_request(client._connection.request, client.address)
+        return True
 
-    def _threaded_in_serving_thread(self, client: Client, take_on: Callable[[], object]) -> None:
-        """Call ``take_on``. If it fails, or refuses the client, close that client only."""
+    def _threaded_in_serving_thread(self, client: Client, take_on: Callable[[], bool | None]) -> None:
+        """Call ``take_on``. If it fails, or returns False as it refuses the client, close that client only."""
         request = client._connection.request
-        before = calling.client
-        calling.client = client  # until take_on returns: a stop that it calls must not wait for this client
         try:
-            take_on()
-            if client._outcome != "refused":
+            if take_on() is not False:  # if it is refused in another thread later, that closes it
                 return
         except Exception as error:  # a program's hook, or a thread that cannot start
             self._threaded_judge(client, error)
@@ -152,8 +165,6 @@ class AcceptingHooks(ServingHooks):
             except Exception:  # one of the program's own: it must not end the serving loop
                 self._threaded_log(HOOKS, logging.ERROR, "client %d: handle_error has failed", client.number,
                                    exc_info=True)
-        finally:
-            calling.client = before
         self._threaded_turn_away(client, request)
 
     def _threaded_turn_away(self, client: Client, request: Any) -> None:

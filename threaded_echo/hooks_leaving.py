@@ -6,8 +6,10 @@ import socketserver
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .accepting.farewells import Farewell, can_reply
 from .clients.client import Client
 from .clients.connection import means_gone
 from .clients.threads import HandlerThread, calling
@@ -20,11 +22,13 @@ logger = logging.getLogger("threaded_echo")
 
 # The kinds of failures that clients can cause, of which so many are logged.
 HANDSHAKES, HANDLERS, HOOKS = "failed TLS handshakes", "failures of handlers", "failures of hooks"
+REFUSALS = "refused clients"
 
 if TYPE_CHECKING:
     class _Base(socketserver.ThreadingMixIn, socketserver.TCPServer):
         reuse_threads: bool
         logs_per_client: int | None
+        limit_reply: Any
 
         def client_disconnected(self, client: Client) -> None: ...
 else:
@@ -101,6 +105,42 @@ class LeavingHooks(_Base):
         finally:
             registry.closing.pop(client, None)
             registry.notify_if_awaited()
+
+    def _threaded_admit_again(self, client: Client) -> bool:
+        """Admit a client under an address that has become known in its thread; False, and refuse it, if that cannot be.
+        """
+        if self._threaded_state.limits.admit_again(self, client):
+            return True
+        request = client._connection.request
+        client._refuse("host limit")
+        self._threaded_send_off(client, request, partial(self._threaded_forget, client))
+        return False
+
+    def _threaded_send_off(self, client: Client, request: Any, end: Callable[[], object]) -> None:
+        """Send ``limit_reply`` to a client that the limits refuse, call ``end``, and close without losing the reply."""
+        self._threaded_log(REFUSALS, logging.INFO, "client %d refused%s: %s", client.number,
+                           client.address and f" from {show_address(client.address)}", client.reason,
+                           extra={"client": client.number, "address": client.address, "event": "refused"})
+        farewell = None
+        try:
+            reply = bytes(self.limit_reply)
+            # With an ssl_context the connection may become TLS yet.
+            if reply and can_reply(request) and getattr(self, "ssl_context", None) is None:
+                farewell = Farewell(request, reply, partial(self._threaded_close_refused, client, request))
+                farewell.send()
+        finally:
+            end()  # before the peer can see the end of the stream
+        if farewell is None or farewell.go_on():
+            self._threaded_close_refused(client, request)
+        else:
+            self._threaded_state.farewells.add(farewell, client._period)
+
+    def _threaded_close_refused(self, client: Client, request: Any) -> None:
+        try:
+            self.shutdown_request(request)
+        except Exception:  # a program's own: it costs this client only
+            self._threaded_log(HOOKS, logging.ERROR, "client %d: shutdown_request has failed", client.number,
+                               exc_info=True)
 
     def _threaded_tell_disconnected(self, client: Client) -> None:
         """Call `client_disconnected`, if `client_connected` was called."""

@@ -35,7 +35,8 @@ class ServingHooks(LeavingHooks):
                 handle(request, client_address)
         finally:
             if closes:
-                if not entered:  # refused, or a hook has raised SystemExit or an interrupt
+                # Refused, or a hook has raised SystemExit or an interrupt; but not what `_threaded_refuse` has closed.
+                if not entered and client.state != "gone":
                     self.shutdown_request(request)
                 if client.state != "gone":  # an override has not closed it, or not through our hooks
                     self._threaded_forget(client)

@@ -33,10 +33,10 @@ class ThreadedMixIn(AcceptingHooks):
 
     It goes before a server class that is built on socketserver: ``class Server(ThreadedMixIn, HTTPServer)``.
 
-    For the caller: ``start``, ``run``, ``serve_forever``, ``handle_request``; ``shutdown``, ``server_close``, ``stop``,
-    or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``. To override:
-    ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread safety*: all methods for the
-    caller may be used from any thread, a handler's included.
+    For the caller: ``start``, ``run``, ``serve_forever``, ``handle_request``; ``suspend``, ``resume``; ``shutdown``,
+    ``server_close``, ``stop``, or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``.
+    To override: ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread safety*: all
+    methods for the caller may be used from any thread, a handler's included.
     """
 
     # The options: options.py has their defaults and their documentation.
@@ -50,6 +50,11 @@ class ThreadedMixIn(AcceptingHooks):
     max_offloads: int | None
     at_offload_limit: str
     logs_per_client: int | None
+    max_clients: int | None
+    at_limit: str
+    limit_reply: Any
+    max_clients_per_host: int | None
+    reserve_descriptors: int
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         for name in keywords.keys() & options.OPTIONS.keys():
@@ -120,6 +125,26 @@ class ThreadedMixIn(AcceptingHooks):
             serving.handle_request(self, ServerState.of(self))
         else:
             below()
+
+    # Limiting.
+
+    def suspend(self) -> None:
+        """Accept no more clients, until `resume`. Live clients are served on; new ones wait in the kernel's queue.
+
+        One that is being accepted at the moment still gets in. A server that is suspended can start and stop, and is
+        still suspended when it serves again. *Thread safety*: any thread, any number of times. Does not block.
+        """
+        ServerState.of(self).limits.suspend()
+
+    def resume(self) -> None:
+        """Accept clients again. *Thread safety*: as `suspend`; once is enough, however often that was called."""
+        ServerState.of(self).limits.resume()
+
+    def _threaded_option_assigned(self) -> None:
+        """Take an option as it is now: it has been assigned, perhaps while the server serves."""
+        state = vars(self).get("_threaded_state")
+        if state is not None:
+            state.limits.look_again(self)
 
     # Stopping.
 

@@ -61,6 +61,13 @@ def _at_limit(name: str, value: object) -> None:
         raise ValueError(f"{name} must be 'wait' or 'refuse', not {value!r}")
 
 
+def _bytes(name: str, value: object) -> None:
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be bytes-like, not {value!r}") from None
+
+
 @dataclass(frozen=True)
 class Option:
     """One option: its default, its check, and what it means."""
@@ -69,6 +76,7 @@ class Option:
     default: Any
     check: Callable[[str, object], None]
     meaning: str
+    live: bool = False  # a server that serves notices at once that it is assigned: see LiveOption
 
 
 OPTIONS: Mapping[str, Option] = {option.name: option for option in (
@@ -118,6 +126,21 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
     Option("logs_per_client", 100, _limit,
            "The most records at info level and above about one client, and the most of each kind of failure, in ten "
            "seconds. The rest is counted, and the count is logged. None: no limit."),
+    Option("max_clients", None, _limit,
+           "The most clients at once. None: any number. When it is raised on a server that serves, those who wait get "
+           "in at once; when it is lowered, nobody is disconnected.", live=True),
+    Option("at_limit", "wait", _at_limit,
+           "What becomes of more clients: with \"wait\" they wait in the kernel's queue until somebody leaves; with "
+           "\"refuse\" each is accepted, sent limit_reply, and closed.", live=True),
+    Option("limit_reply", b"", _bytes,
+           "The bytes that a refused client is sent, in whole, unless the connection is to be TLS. It has 2 seconds to "
+           "read them.", live=True),
+    Option("max_clients_per_host", None, _limit,
+           "The most clients of one host at once; more are refused. None: any number. An IPv6 /64 is one host. Clients "
+           "on a Unix socket have no host.", live=True),
+    Option("reserve_descriptors", 32, _count,
+           "Accept nobody while the process has fewer descriptors free than this, so that handlers can still open "
+           "files. At most a quarter of its limit is kept. 0: use all of them.", live=True),
 )}
 
 # Options of socketserver's own. They are not in the mix-in's body, where they would hide what a program's class sets:
@@ -125,8 +148,41 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
 _SOCKETSERVERS = ("allow_reuse_address", "allow_reuse_port", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*OPTIONS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "handle_error",
-           "process_request_thread", "listeners", "server_addresses", "from_sockets")
+_YIELDS = (*OPTIONS, "start", "run", "suspend", "resume", "stop", "stopping", "clients", "stats", "offload",
+           "handle_error", "process_request_thread", "listeners", "server_addresses", "from_sockets")
+
+
+class LiveOption:
+    """The class attribute that is an option's default; assigning the option to a server checks it and tells the server.
+
+    On the class it reads as its value. Assigned to a class that serves, an option is noticed later: see
+    `is_live`.
+    """
+
+    def __init__(self, name: str, default: Any) -> None:
+        self._name = name
+        self._default = default
+
+    def __get__(self, server: object | None, owner: type) -> Any:
+        return self._default if server is None else vars(server).get(self._name, self._default)
+
+    def __set__(self, server: Any, value: object) -> None:
+        OPTIONS[self._name].check(self._name, value)
+        vars(server)[self._name] = value
+        server._threaded_option_assigned()
+
+    def __delete__(self, server: Any) -> None:
+        try:
+            del vars(server)[self._name]
+        except KeyError:
+            raise AttributeError(self._name) from None
+        server._threaded_option_assigned()
+
+
+def is_live(server: object, name: str) -> bool:
+    """Return whether the server is told when an option of it is assigned: not if a class has its own property."""
+    owner = next(cls for cls in type(server).__mro__ if name in vars(cls))
+    return isinstance(vars(owner)[name], LiveOption)
 
 
 def check(options: Mapping[str, object]) -> None:
@@ -146,7 +202,7 @@ def install(mixin: type) -> None:
     """Give the mix-in the options that are not socketserver's, and the documentation of all of them."""
     for option in OPTIONS.values():
         if option.name not in _SOCKETSERVERS:
-            setattr(mixin, option.name, option.default)
+            setattr(mixin, option.name, LiveOption(option.name, option.default) if option.live else option.default)
     document(mixin)
 
 
@@ -174,5 +230,9 @@ def settle(server_class: type) -> None:
         elif name in _SOCKETSERVERS and (not owners or owners[0].__module__ == "socketserver"):
             setattr(server_class, name, OPTIONS[name].default)
     # A property or a slot has its value on the instance, which is checked when that serves.
-    check({name: value for name, value in vars(server_class).items()
-           if name in OPTIONS and not hasattr(type(value), "__get__")})
+    plain = {name: value for name, value in vars(server_class).items()
+             if name in OPTIONS and not hasattr(type(value), "__get__")}
+    check(plain)
+    for name, value in plain.items():
+        if OPTIONS[name].live:
+            setattr(server_class, name, LiveOption(name, value))

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .accepting.failures import AcceptFailures
+from .accepting.farewells import Farewells
+from .accepting.limits import Limits
 from .accepting.loop import Loops
 from .accepting.one_cpu import OneCpu
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
 from .observe.logs import BoundedLog
-from .observe.stats import ServerStats
+from .observe.stats import Counts, ServerStats
 from .offloading.calls import Offloads
 from .stopping import Stopping
 
@@ -24,7 +26,10 @@ class ServerState:
         self.process = os.getpid()
         self.registry = HandlerRegistry()
         self.threads = HandlerThreads(self.registry)
+        self.limits = Limits(self.registry)
+        self.farewells = Farewells(self.threads)
         self.loops = Loops(self.registry)
+        self.loops.when_stopped = self.farewells.end_locked
         self.one_cpu = OneCpu()
         self.offloads = Offloads(self.registry.lock)
         self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads)
@@ -64,4 +69,4 @@ class ServerState:
         return ServerStats(accepted, totals.refused, len(live), peak, totals.finished, totals.failed,
                            self.failures.count, totals.bytes_received if known else None,
                            totals.bytes_sent if known else None, *self.threads.count(), *self.offloads.count(),
-                           self.loops.seconds_up())
+                           self.loops.seconds_up(), Counts(totals.disconnected), Counts(totals.refused_by))

@@ -26,7 +26,7 @@ from .accepting.loop import Background, Loop, Loops
 from .clients.client import Client
 from .clients.period import Period
 from .clients.registry import HandlerRegistry
-from .clients.threads import HandlerThreads, current_client
+from .clients.threads import HandlerThreads, client_in_hand
 from .report import StopReport, Survivor, stacks_of
 
 logger = logging.getLogger("threaded_echo")
@@ -120,14 +120,16 @@ class Stopping:
             if loop.forever and self._loops.ends_next:
                 self._loops.ends_next = False
                 return False
-            if fileno() < 0:
+            self._loops.begin_locked(loop)  # before the rest: a signal handler may stop the server between two lines
+            if fileno() < 0 and not loop.stopped:
                 raise RuntimeError("this server is closed and cannot serve again; shutdown(), in place of stop() or "
                                    "server_close(), ends serving and keeps the listening socket")
-            if self.period.is_stopping():
+            if self.period.is_stopping() and not loop.stopped:
                 self.period = Period()
             loop.period = self.period
-            self._loops.begin_locked(loop)
-        return True
+            if loop.stopped:
+                self.period.stop()
+        return not loop.stopped
 
     def run(self, defaults: tuple[float, float], drain: float | None = None, force: float | None = None, *,
             remember: bool = False, close: Callable[[], None] | None = None,
@@ -140,7 +142,7 @@ class Stopping:
         next one.
         """
         me = threading.current_thread()
-        client = current_client()
+        client = client_in_hand(self._registry)
         followed: _Stop | None = None  # a stop that is over, and has left something for this caller to wait for
         while True:
             with self._registry.lock:
@@ -170,6 +172,14 @@ class Stopping:
                 return report
             followed = stop
 
+    def hasten(self) -> None:
+        """Have the stop that is in progress, or the next one, cut the connections at once. Waits for nothing."""
+        with self._registry.lock:
+            self.period.hastened = True
+            if self._current is not None:
+                self._current.hasten(0, None)
+                self._registry.changed.notify_all()
+
     def _is_awaited(self, stop: _Stop, me: threading.Thread, client: Client | None) -> bool:
         """Return whether a stop waits for the calling thread, which may have left its client or its loop already."""
         return (me in self._threads.running or me is stop.background or self._registry.owns(client)
@@ -186,6 +196,8 @@ class Stopping:
         """Begin a stop, or go on with it: no more accepting."""
         stop.go_on()
         self._current = stop
+        if self.period.hastened:
+            stop.hasten(0, None)
         for thread in list(self._given_up):
             if not thread.is_alive():
                 self._given_up.discard(thread)
@@ -318,7 +330,7 @@ class Stopping:
     def _is_quiet(self, stop: _Stop, inside: bool) -> bool:
         """Return whether nothing runs any more that a caller may wait for: from inside, none of those is."""
         spared = set(stop.called_inside) if inside else set()
-        spared_clients = set(stop.called_inside.values()) if inside else set()
+        spared_clients = set(stop.called_inside.values()) - {None} if inside else set()
         if not stop.patient:
             spared.update(self._given_up)
             spared_clients.update(self._left_waiting)
@@ -326,7 +338,8 @@ class Stopping:
             return False
         if stop.background is not None and not (stop.background.is_over or stop.background in spared):
             return False
-        if not spared.issuperset(self._threads.running.copy()):
+        # A thread that the serving thread is about to start, or has just started, has a client that is spared.
+        if not all(thread in spared or thread.client in spared_clients for thread in self._threads.running.copy()):
             return False
         return not self._registry.closing and all(client.thread in spared or client in spared_clients
                                                   for client in self._registry.clients())
@@ -361,7 +374,7 @@ class Stopping:
                 left[client] = thread
         found: list[tuple[Client | None, threading.Thread | None]] = [
             (client, thread) for client, thread in sorted(left.items(), key=lambda item: item[0].number)
-            if not (thread in spared or thread is None and client in stop.called_inside.values() and spared)]
+            if not (thread in spared or spared and client in stop.called_inside.values())]
         known = {thread for _, thread in found} | spared
         others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1]
         if stop.background is not None and not stop.background.is_over:

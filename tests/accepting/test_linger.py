@@ -122,7 +122,7 @@ def test_stop_that_has_begun_already_is_not_held_up(events):
     """A signal that comes in the middle of it has nothing to let go on."""
     server = server_of(Echo, linger_timeout=300)
     server._threaded_state.stopping.period.stop()
-    signals._linger(server, server._threaded_state, None)
+    signals._linger(server, server._threaded_state, None, signal.SIGTERM)
     assert server.fileno() >= 0
     server.stop()
 

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from threaded_echo import ThreadedTCPServer
+from threaded_echo import ThreadedMixIn, ThreadedTCPServer
+from threaded_echo.accepting.limits import Limits
 from threaded_echo.accepting.loop import Loop
 from threaded_echo.clients.period import Period
 from threaded_echo.clients.registry import HandlerRegistry
@@ -51,12 +52,17 @@ def test_start_while_starting_is_an_error():
         release.set()
 
 
+def make_loop(registry):
+    """Make a loop of a server whose options are the defaults."""
+    return Loop(True, registry, Limits(registry), ThreadedMixIn())
+
+
 @pytest.fixture
 def a_loop():
     """Make a loop whose door is open for a listener; yield both, and the address."""
     registry = HandlerRegistry()
     with socket.create_server(LOOPBACK) as listener:
-        made = Loop(True, registry)
+        made = make_loop(registry)
         made.period = Period()
         made.open(listener.fileno)
         yield made, listener
@@ -108,7 +114,7 @@ def test_door_is_closed_by_the_last_of_those_that_wait_at_it():
     """The loop may end first, while idle threads still have to notice."""
     registry = HandlerRegistry()
     with socket.create_server(LOOPBACK) as listener:
-        made = Loop(True, registry)
+        made = make_loop(registry)
         made.open(listener.fileno)
         made.attach()  # an idle thread
         with registry.lock:
@@ -124,7 +130,7 @@ def test_loop_that_is_stopped_before_its_door_is_open_finds_it_shut():
     """The stop had no door to shut, and is not missed."""
     registry = HandlerRegistry()
     with socket.create_server(LOOPBACK) as listener, connect(listener.getsockname()):
-        made = Loop(True, registry)
+        made = make_loop(registry)
         with registry.lock:
             made.stop_locked()
         made.open(listener.fileno)
@@ -134,6 +140,6 @@ def test_loop_that_is_stopped_before_its_door_is_open_finds_it_shut():
 
 def test_process_that_returns_in_a_handler_accepts_nobody():
     """A handler thread of a forked process leaves its parent's clients to that."""
-    loop = Loop(True, HandlerRegistry())
+    loop = make_loop(HandlerRegistry())
     loop._process = -1  # another one's
     assert loop.next_client(pytest.fail, pytest.fail) is None

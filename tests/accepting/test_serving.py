@@ -210,3 +210,28 @@ def test_interrupt_between_accepting_and_serving_leaves_no_client(monkeypatch):
             server.serve_forever()
         assert receive_all(client) == b""
         assert not server.clients and server.stop(0, 0).clean
+
+
+def test_stop_in_a_signal_handler_just_before_the_door_opens_ends_the_loop(monkeypatch):
+    """It closes the listener under the thread that is about to wait for it, which is no error."""
+    server = ThreadedTCPServer(LOOPBACK, Echo)
+    monkeypatch.setattr("threaded_echo.accepting.serving.check_listening", lambda server: server.stop())
+    server.serve_forever()
+    assert server.stop().clean and server.fileno() < 0
+
+
+def test_stop_in_a_signal_handler_as_the_loop_is_listed_ends_it():
+    """The loop does not begin to serve in a period of its own after the stop."""
+    class Server(ThreadedTCPServer):
+        """Stops as serve_forever looks whether it is closed."""
+
+        def fileno(self):
+            """Stop the first time."""
+            number = super().fileno()
+            if number >= 0 and self._threaded_state.loops.running:
+                self.stop()
+            return number
+
+    server = Server(LOOPBACK, Echo)
+    server.serve_forever()
+    assert server.stopping.is_set() and server.stop().clean

@@ -9,7 +9,7 @@ import pytest
 
 from threaded_echo.accepting.watchdog import Watchdog
 
-from ..tools import GUARD, Echo, Gate, ask, connect, receive, subclass, wait_until
+from ..tools import GUARD, Echo, Gate, ask, connect, receive, subclass, until, wait_until
 from .operating import run, send, server_of
 
 pytestmark = pytest.mark.usefixtures("handlers_are_restored")
@@ -191,3 +191,14 @@ def test_server_that_cannot_accept_for_now_is_alive():
             assert not watchdog.is_alive()
             server._threaded_state.failures.count += 1
             assert watchdog.is_alive()
+
+
+def test_server_that_is_full_is_alive():
+    """A client waits, and is let in when another one goes."""
+    with server_of(Echo, max_clients=1).start() as server:
+        watchdog = watched(server)
+        with connect(server) as client, connect(server):
+            client.sendall(b"x")
+            assert receive(client, 1) == b"x"
+            until(lambda: server._threaded_state.limits.holds(server._threaded_state.loops.running[0]))
+            assert [watchdog.is_alive(), watchdog.is_alive(), watchdog.is_alive()] == [True, True, True]

@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 
 import pytest
 
 from threaded_echo import ClientHandler, current_client
 from threaded_echo.clients.period import Period
 from threaded_echo.clients.registry import HandlerRegistry
+from threaded_echo.clients.threads import calling, client_in_hand
 
-from ..tools import Echo, ask, connect, receive_all, together
+from ..tools import Echo, ask, connect, receive_all, running, together
 
 
 def test_numbers_are_given_once_in_order(serve):
@@ -111,3 +113,43 @@ def test_client_is_found_by_what_was_wrapped_around_its_request():
     assert registry.find(request) is registry.find(wrapper) is client
     registry.remove(client, registry.elsewhere)
     assert registry.find(request) is registry.find(wrapper) is None
+
+
+def test_ten_thousand_refused_clients_are_counted_and_not_kept():
+    """Each has a number, and is never listed."""
+    registry, period = HandlerRegistry(), Period()
+    for number in range(1, 10_001):
+        client = registry.refuse(object(), "nowhere", period, "limit")
+        assert client.number == number and not registry.live
+        client._end()
+    assert len(registry.elsewhere) < 1000
+    accepted, peak, live, totals = registry.totals()
+    assert (accepted, peak, live, totals.refused) == (10_000, 0, [], 10_000)
+    assert totals.refused_by == {"limit": 10_000} and not totals.disconnected
+
+
+def test_thread_that_ends_does_not_wait_for_one_that_adds_up():
+    """That one may have been interrupted by a signal handler, which waits for this one; the next to add up does it."""
+    registry = HandlerRegistry()
+    queue = registry.make_queue()
+    client = registry.add(object(), "nowhere", Period())
+    with registry._counting:
+        with running(lambda: [registry.remove(client, queue), registry.end_queue(queue)]):
+            pass
+    assert len(registry._queues) == 2
+    assert (registry.gone(), len(registry._queues)) == (1, 1)
+
+
+def test_client_in_the_hands_of_the_serving_thread_is_the_one_without_a_thread():
+    """A stop in a signal handler, which has interrupted that thread, must not wait for it."""
+    registry = HandlerRegistry()
+    assert client_in_hand(registry) is None
+    calling.accepts = True
+    try:
+        assert client_in_hand(registry) is None
+        client = registry.add(object(), "nowhere", Period())
+        assert client_in_hand(registry) is client
+        client._begin(threading.current_thread(), "serving")
+        assert client_in_hand(registry) is None
+    finally:
+        calling.accepts = False

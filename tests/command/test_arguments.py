@@ -4,6 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 
 import pytest
@@ -14,7 +15,7 @@ from threaded_echo.command import run as cli
 from threaded_echo.command.arguments import parse, server_options
 
 from .. import calls
-from ..tools import ask
+from ..tools import ask, connect, receive_all
 from .operating import run
 
 
@@ -43,6 +44,29 @@ def test_workers_that_cannot_start_are_an_exit_status(monkeypatch, capsys):
     monkeypatch.setattr("threaded_echo.offloading.worker.work", calls.end_as_it_starts)
     assert cli.main(["--port", "0", "--workers", "1"]) == cli.FAILED
     assert capsys.readouterr().err.startswith("threaded_echo: cannot serve: a worker process has ended as it starte")
+
+
+def test_limits_refuse_a_client_and_say_so():
+    """A line tells its number, its address and the reason, and nothing else is told about it."""
+    def script(operator):
+        """Take the one place, and come once more."""
+        address = operator.address()
+        with connect(address) as first:
+            operator.line()
+            with connect(address) as second:
+                port = second.getsockname()[1]
+                assert receive_all(second) == b""
+            assert operator.line() == f"client 2 refused from 127.0.0.1:{port}: limit"
+            with socket.create_connection(address, source_address=("127.0.0.2", 0)) as third:
+                assert receive_all(third) == b""
+            assert operator.line().endswith(": limit")
+            first.shutdown(socket.SHUT_WR)
+            assert receive_all(first) == b"" and operator.line() == "client 1 disconnected"
+        operator.interrupt()
+
+    status, lines = run(["--port", "0", "--max-clients", "1", "--at-limit", "refuse", "--max-clients-per-host", "1"],
+                        script)
+    assert status == cli.OK and len(lines) == 7
 
 
 def test_handler_from_the_current_folder_serves(folder):
@@ -104,6 +128,9 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--workers", "1.5"], "argument --workers: must be a whole number, not '1.5'"),
     (["--workers", "0"], "argument --workers: must be at least one worker process: 0"),
     (["--logs-per-client", "0"], "--logs-per-client"),
+    (["--max-clients", "0"], "argument --max-clients: must be None or at least 1, not 0"),
+    (["--max-clients-per-host", "many"], "--max-clients-per-host"),
+    (["--at-limit", "panic"], "--at-limit"),
     (["--duration", "a"], "--duration"),
     (["--duration", "-1"], "--duration"),
     (["--duration", "nan"], "--duration"),
@@ -159,7 +186,8 @@ def test_options_are_those_of_the_server():
     """An option that is not given is left to the server."""
     plain = server_options(parse([]))
     assert plain == {"drain_timeout": 5.0, "force_timeout": 1.0, "logs_per_client": 100, "executor": None,
-                     "one_cpu": False, "unix_mode": None, "allow_reuse_port": False, "linger_timeout": 0.0}
+                     "one_cpu": False, "max_clients": None, "at_limit": "wait", "max_clients_per_host": None,
+                     "unix_mode": None, "allow_reuse_port": False, "linger_timeout": 0.0}
     assert server_options(parse(["--one-cpu", "--workers", "2", "--drain-timeout", "7"])) == plain | {
         "one_cpu": True, "executor": 2, "drain_timeout": 7.0}
 

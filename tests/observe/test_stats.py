@@ -1,9 +1,16 @@
 """The statistics of a server."""
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+import pickle
 import sys
 
+import pytest
+
 from threaded_echo import ClientHandler, ThreadedTCPServer, current_client
+from threaded_echo.observe.stats import Counts
 
 from ..conftest import LOOPBACK
 from ..tools import Echo, ask, connect, receive, receive_all
@@ -69,3 +76,51 @@ def test_client_refused_in_a_handler_of_another_server_is_counted_by_its_own(ser
         assert (other.stats().accepted, other.stats().refused) == (1, 1)
         assert server.stop().clean
         assert (server.stats().accepted, server.stats().finished, server.stats().refused) == (1, 1, 0)
+
+
+def test_reasons_are_counted_of_the_refused_and_of_those_that_the_server_has_ended(serve):
+    """A client that leaves by itself has no reason, and one that a stop ends has."""
+    class Server(ThreadedTCPServer):
+        """Refuses the second."""
+
+        def verify_request(self, request, client_address):
+            """Count."""
+            return current_client().number != 2
+
+    class Handler(ClientHandler):
+        """Disconnects who says so."""
+
+        def process(self, data):
+            """Do it, or echo."""
+            if data == b"disconnect":
+                self.client.disconnect()
+            return data
+
+    server = serve(Handler, Server)
+    assert ask(server) == b"ping\n"
+    assert ask(server, b"") == b""
+    with connect(server) as third, connect(server) as fourth:
+        third.sendall(b"disconnect")
+        receive_all(third)
+        fourth.sendall(b"x")
+        receive(fourth, 1)
+        server.stop()
+    stats = server.stats()
+    assert (stats.refused_by, stats.disconnected) == ({"verify": 1}, {"disconnect": 1, "stop": 1})
+    assert stats.refused_by["limit"] == 0 and "limit" not in stats.refused_by
+    assert (stats.finished, stats.refused) == (3, 1)
+
+
+def test_counts_by_reason_are_read_only_and_copied_like_a_dict():
+    """For JSON and other processes, too; a snapshot is still hashable."""
+    counts = Counts(stop=2)
+    for change in (lambda: counts.update(stop=3), lambda: counts.pop("stop"), counts.clear, counts.popitem,
+                   lambda: counts.setdefault("idle", 1), lambda: counts.__setitem__("idle", 1),
+                   lambda: counts.__delitem__("stop"), lambda: counts.__ior__({"idle": 1})):
+        with pytest.raises(TypeError, match="read-only"):
+            change()
+    assert counts == copy.deepcopy(counts) == pickle.loads(pickle.dumps(counts)) == {"stop": 2}
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        stats = server.stats()
+        assert json.loads(json.dumps(dataclasses.asdict(stats)))["refused_by"] == {}
+        assert hash(stats) == hash(copy.copy(stats))

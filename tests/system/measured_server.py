@@ -11,6 +11,7 @@ import resource
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from threaded_echo import ThreadedTCPServer
@@ -39,7 +40,7 @@ class Program:
     def __init__(self) -> None:
         self.log = Log()
         logging.getLogger("threaded_echo").addHandler(self.log)
-        self.server = ThreadedTCPServer(LOOPBACK, Echo)
+        self.server = ThreadedTCPServer(LOOPBACK, Echo, reserve_descriptors=0)  # all are to be used up
         self.soft, self.hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def starve(self, left: float) -> None:
@@ -55,6 +56,15 @@ class Program:
     def feed(self) -> None:
         """Have the descriptors back."""
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.soft, self.hard))
+
+    def reserve(self, count: float) -> None:
+        """Keep so many descriptors free from now on."""
+        self.server.reserve_descriptors = int(count)
+
+    def open_files(self, count: float) -> int:
+        """Open so many files at once, as a handler might; return how many that were."""
+        with ExitStack() as stack:
+            return len([stack.enter_context(open(os.devnull)) for _ in range(int(count))])
 
     def complaint(self) -> str:
         """Wait for the first message that is logged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 
 import pytest
 
@@ -98,7 +99,9 @@ def test_handler_that_never_ends_is_told_with_its_own_status(name, tmp_path):
     assert status == 3
     assert any(re.search(STOPPED.format(0, 0, 1), line) for line in lines)
     assert errors.startswith("threaded_echo: still running after the stop:\nclient 1, from 127.0.0.1:")
-    assert f"{tmp_path / 'handlers.py'}" in errors
+    # Without the GIL, where a thread is can be read only if no other thread runs, and one that prints always runs.
+    if name != "Loud" or getattr(sys, "_is_gil_enabled", lambda: True)():
+        assert f"{tmp_path / 'handlers.py'}" in errors
 
 
 def test_second_signal_does_not_wait_for_a_handler_that_never_ends(tmp_path):

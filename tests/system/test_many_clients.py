@@ -155,6 +155,27 @@ def test_descriptors_that_clients_give_back_serve_those_who_wait() -> None:
         assert stop(process)["survivors"] == 0
 
 
+def test_server_keeps_descriptors_for_its_handlers() -> None:
+    """Clients queue while there are too few; files can be opened; with descriptors back, each client is served."""
+    with ExitStack() as stack:
+        process, address = stack.enter_context(measured_server())
+        order(process, "reserve 8")
+        order(process, "starve 24")
+        clients = [stack.enter_context(connect(address)) for _ in range(30)]
+        for client in clients:
+            say_hello(client)
+        assert "fewer than 8 descriptors" in order(process, "complaint")
+        assert order(process, "open_files 7") == 7
+        hear_hello(clients[0])
+        clients[0].close()
+        clients[1].close()
+        order(process, "feed")
+        for client in clients[2:]:
+            hear_hello(client)
+        assert order(process, "errors 0")["accept errors"] == 0
+        assert stop(process)["survivors"] == 0
+
+
 @pytest.mark.parametrize("count", [0, 100])
 def test_idle_server_is_never_woken(count: int) -> None:
     """If nothing happens, no thread of the server runs, however many clients are connected."""

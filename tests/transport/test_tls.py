@@ -279,3 +279,15 @@ def test_listener_that_takes_a_ragged_end_for_an_error_is_left_as_it_is(serve):
         assert server.socket.context.options == options
         with suppress(ssl.SSLError):  # the handler closes without an alert of its own
             client.unwrap()
+
+
+def test_client_above_the_limit_is_sent_no_byte_in_the_clear(serve):
+    """It is closed without the reply, which only TLS could carry; its handshake would hold up others."""
+    server = serve(Echo, TLSServer, max_clients=1, at_limit="refuse", limit_reply=b"secret")
+    with connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        with connect(server) as refused:
+            assert receive_all(refused) == b""
+    server.stop()
+    assert server.stats().refused_by == {"limit": 1}

@@ -54,8 +54,12 @@ class EpollDoor:
         self._is_shut = False
         self._waker = Waker()
         self._epoll = select.epoll()
-        self._epoll.register(self._waker.fileno(), select.EPOLLIN)
-        self._epoll.register(listener, _ONE)
+        try:
+            self._epoll.register(self._waker.fileno(), select.EPOLLIN)
+            self._epoll.register(listener, _ONE)
+        except BaseException:  # a signal handler has closed the listener
+            self.close()
+            raise
 
     def wait(self, timeout: float | None = None) -> bool:
         """As `Door.wait`."""
@@ -136,8 +140,13 @@ class PollDoor:
         self._poll = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
-            for descriptor in (self._waker.fileno(), listener, *others):
-                self._poll.register(descriptor, select.POLLIN)
+            self._poll.register(self._waker.fileno(), select.POLLIN)
+            try:
+                for descriptor in (listener, *others):
+                    self._poll.register(descriptor, select.POLLIN)
+            except BaseException:  # as above
+                self.close()
+                raise
 
     def wait(self, timeout: float | None = None) -> bool:
         """As `Door.wait`."""

@@ -22,6 +22,7 @@ from ..clients.period import Period
 from ..clients.registry import HandlerRegistry
 from ..transport.several import listeners_of
 from .door import Door, PollDoor, make_door
+from .limits import Limits
 
 logger = logging.getLogger("threaded_echo")
 
@@ -31,11 +32,13 @@ _ALREADY = "this server is already serving"
 class Loop:
     """One call of ``serve_forever`` or ``handle_request``, and the door at which it accepts."""
 
-    def __init__(self, forever: bool, registry: HandlerRegistry) -> None:
+    def __init__(self, forever: bool, registry: HandlerRegistry, limits: Limits, server: Any) -> None:
         self.forever = forever
+        self.limits = limits
         self.thread = threading.current_thread()
         self.period: Period  # set by `Stopping.begin_serving`
         self._registry = registry
+        self._server = server  # whose options the limits are
         self._process = os.getpid()
         self.stopped = False  # guarded by the server's lock; read without it, since it changes once
         self._fileno: Callable[[], int] = lambda: -1
@@ -58,6 +61,7 @@ class Loop:
     def stop_locked(self) -> None:
         """End the loop's waiting, and that of the idle threads at its door."""
         self.stopped = True
+        self.limits.forget_locked(self)
         if self._door is not None:
             self._door.shut()
 
@@ -75,9 +79,15 @@ class Loop:
             self._door.close()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for a connection; False after a stop, or after ``timeout`` seconds."""
+        """Wait until this thread is to accept; False after a stop, ``timeout`` seconds, or if there is no room."""
         assert self._door is not None, "open it first"
-        return self._door.wait(timeout)
+        if not self._door.wait(timeout):
+            return False
+        allowance = self.limits.allowance
+        if allowance.left > 0:
+            allowance.left -= 1
+            return True
+        return self.limits.look(self, self._server)
 
     def raise_error(self) -> None:
         """Raise what an idle handler thread has met at the door, if it has ended the loop."""
@@ -85,13 +95,32 @@ class Loop:
             raise self._error
 
     def reopen(self) -> None:
-        """Let the next thread accept; if the program has closed the listening socket, end the loop."""
-        assert self._door is not None, "open it first"
+        """Let the next thread accept, if there is room; if the program has closed the listening socket, end the loop.
+        """
         listener = self._fileno()
+        if listener < 0 or self.limits.allowance.left > 0 or self.limits.lets_next(self):
+            self._open(listener)
+
+    def fileno(self) -> int:
+        """Return the listening socket's descriptor; -1 if it is closed."""
+        return self._fileno()
+
+    def open_door(self) -> None:
+        """Let the next thread accept, for which the door was held."""
+        self._open(self._fileno())
+
+    def _open(self, listener: int) -> None:
+        assert self._door is not None, "open it first"
         self._door.reopen(listener)
         if listener < 0:
             with self._registry.lock:
                 self.stop_locked()
+
+    def fail(self, error: BaseException) -> None:
+        """End the loop with an error, which is raised there."""
+        with self._registry.lock:
+            self._error = error
+            self.stop_locked()
 
     def next_client(self, accept: Callable[[Period], Client | None], is_crowded: Callable[[], bool]) -> Client | None:
         """Accept the next client in an idle handler thread; ``None`` if the loop has ended, or it ``is_crowded``.
@@ -100,21 +129,17 @@ class Loop:
         """
         if os.getpid() != self._process:
             return None
-        door = self._door
-        assert door is not None, "open it first"
         try:
             while not (self.stopped or is_crowded()):
-                if door.wait():
+                if self.wait(None):
                     try:
                         client = accept(self.period)
                     finally:
                         self.reopen()
                     if client is not None:
                         return client
-        except BaseException as error:  # a broken listener, or whatever it is: it ends the loop, and is raised there
-            with self._registry.lock:
-                self._error = error
-                self.stop_locked()
+        except BaseException as error:  # a broken listener, or whatever it is
+            self.fail(error)
         return None
 
 
@@ -183,6 +208,7 @@ class Loops:
         self.poll_interval: float | None = 0.5  # for a loop in socketserver's own serve_forever
         self.closes_later = False  # the listeners are closed, and the program's server_close is still to be called
         self.since: float | None = None  # time.monotonic() when it first accepted
+        self.when_stopped: Callable[[], None] = lambda: None  # called with the lock held, by `stop_locked`
 
     def start(self, serve_forever: Callable[[], None]) -> None:
         """Serve in a background thread, and return once it accepts. Raises what keeps it from that."""
@@ -225,6 +251,7 @@ class Loops:
         """Shut a loop's door, and forget the loop."""
         with self._registry.lock:
             loop.stop_locked()
+        loop.limits.release()
         loop.detach()
         with self._registry.lock:
             if loop in self.running:
@@ -255,6 +282,7 @@ class Loops:
         """End every loop's waiting."""
         for loop in self.running:
             loop.stop_locked()
+        self.when_stopped()
 
 
 def check_listening(server: Any) -> None:

@@ -19,17 +19,10 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
     polls = getattr(server.service_actions, "__func__", None) is not socketserver.BaseServer.service_actions
     timeout = poll_interval if polls else None
     shares = server._threaded_lets_idle_threads_accept()
-    loop = Loop(True, state.registry)
+    loop = Loop(True, state.registry, state.limits, server)
     try:
-        if not state.stopping.begin_serving(loop, server.fileno):
+        if not (state.stopping.begin_serving(loop, server.fileno) and _opens(server, state, loop)):
             return
-        check_listening(server)
-        server._threaded_check_listeners()
-        state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
-        if loop.stopped:
-            return
-        unblock(server)
-        loop.open(server.fileno, others_of(server))
         with state.one_cpu.kept(server.one_cpu):
             state.loops.accepting()
             while not loop.stopped:
@@ -48,12 +41,27 @@ def serve_forever(server: Any, state: Any, poll_interval: float | None) -> None:
         state.loops.end(loop)
 
 
+def _opens(server: Any, state: Any, loop: Loop) -> bool:
+    """Start the workers and make the door; False if a stop has come first."""
+    try:
+        check_listening(server)
+        server._threaded_check_listeners()
+        state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
+        unblock(server)
+        loop.open(server.fileno, others_of(server))
+    except (OSError, ValueError, RuntimeError):
+        # A stop may close the listener meanwhile, if a signal handler calls it in this very thread.
+        if not loop.stopped:
+            raise
+    return not loop.stopped
+
+
 def handle_request(server: Any, state: Any) -> None:
     """Accept one client; return after a stop, too, and call ``handle_timeout`` if the time-out of either is up."""
     listener = getattr(server, "socket", None)
     timeouts = [timeout for timeout in (listener and listener.gettimeout(), server.timeout) if timeout is not None]
     deadline = time.monotonic() + min(timeouts) if timeouts else None
-    loop = Loop(False, state.registry)
+    loop = Loop(False, state.registry, state.limits, server)
     try:
         if not state.stopping.begin_serving(loop, server.fileno):
             return

@@ -3,8 +3,9 @@
 Guarantees:
 
 - A signal handler puts the signal's number into a queue, for which the main thread waits while a background thread
-  serves; a second one calls for a stop that cuts at once. So Ctrl-C and SIGTERM work in every state, also while the
-  server starts or stops.
+  serves; a second one hastens the stop that is in progress, or the one that is about to begin. So Ctrl-C and SIGTERM
+  work in every state, also while the server starts or stops. A handler waits for nothing: the main thread, which it
+  interrupts, may hold a lock (of logging, say) that another thread needs in order to end.
 - With a `linger_timeout`, the first signal ends accepting only, and the stop comes when the clients have gone, or at
   the end of that time. No client is accepted and then not served.
 - The handlers that were there before are restored, and a signal that was ignored stays ignored.
@@ -43,7 +44,7 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
     """Serve, and return the stop's report: see ``ThreadedMixIn.run``."""
     reasons: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # to stop: a signal's number; None: the loop has ended
     errors: list[BaseException] = []
-    reports: list[Any] = []
+    report: Any = None
     signals = 0
 
     def serve() -> None:
@@ -59,26 +60,27 @@ def run(server: Any, state: Any, duration: float | None) -> Any:
         signals += 1
         reasons.put(number)
         if signals > 1:
-            # It joins the stop that is in progress, or in this very thread interrupts and hastens it.
-            reports.append(server._threaded_stop(0))
+            state.stopping.hasten()
+
+    def stop() -> None:
+        nonlocal report
+        report = server._threaded_stop()
 
     with handled(obey), Watchdog(server, state) as watchdog:
         _tell_addresses(server)
         with ExitStack() as stack:
             # An exception of another signal handler, too, stops the server.
-            stack.callback(lambda: reports.append(server._threaded_stop()))
+            stack.callback(stop)
             stack.callback(watchdog.stopping)
             try:
                 background = state.loops.begin(serve, watchdog.accepting)
             except RuntimeError:  # it serves already, or there are no threads: it stays as it was
                 stack.pop_all()
                 raise
-            if _wait(reasons, duration) is not None:
-                watchdog.stopping()
-                _linger(server, state, background)
+            reason = _wait(reasons, duration)
+            watchdog.stopping()
+            _linger(server, state, background, reason)
             _tell("stopping", state)
-        # A second signal's stop may have been over before the first one's began, which then found nothing to do.
-        report = max(reversed(reports), key=lambda report: report.drained + report.forced)
         logger.log(NOTICE, "%s", str(report).partition("\n")[0], extra={"event": "stopped"})
     if errors:
         raise errors.pop()
@@ -110,10 +112,13 @@ def _tell(event: str, state: Any) -> None:
     logger.log(NOTICE, "%s: %d client%s live", event, live, "" if live == 1 else "s", extra={"event": event})
 
 
-def _linger(server: Any, state: Any, background: Background) -> None:
-    """Accept no more clients, and let the live ones go on for ``linger_timeout`` seconds, unless a stop begins."""
+def _linger(server: Any, state: Any, background: Background, reason: int | None) -> None:
+    """Accept no more clients, and let the live ones go on for ``linger_timeout`` seconds.
+
+    A stop, or a second signal, ends that.
+    """
     period = state.stopping.period
-    if not server.linger_timeout or period.is_stopping():
+    if reason is None or not server.linger_timeout or period.is_stopping() or period.hastened:
         return
     deadline = time.monotonic() + server.linger_timeout
     state.loops.end_accepting()
@@ -122,9 +127,9 @@ def _linger(server: Any, state: Any, background: Background) -> None:
     state.loops.closes_later = True
     for listener in listeners_of(server):
         listener.close()
-    if state.registry.live and not period.is_stopping():
+    if state.registry.live and not (period.is_stopping() or period.hastened):
         _tell("lingering", state)
-        state.registry.wait_until(lambda: not state.registry.live or period.is_stopping(), deadline)
+        state.registry.wait_until(lambda: not state.registry.live or period.is_stopping() or period.hastened, deadline)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ class Watchdog:
 
     The server lives if its serving loop runs, and goes on: of the connections that wait, at least one has been accepted
     since the last look, or accepting has failed and will be tried again. A program's hook that hangs at the door, ahead
-    of the handlers' threads, is found by that. A server that ends is taken to live, since its stop is bounded.
+    of the handlers' threads, is found by that. A server that is full or suspended lives. So does one that ends, since
+    its stop is bounded.
     """
 
     def __init__(self, server: Any, state: Any) -> None:
@@ -56,6 +57,8 @@ class Watchdog:
         if loop is None or not loop.thread.is_alive():
             return False
         before, self._seen = self._seen, None
+        if self._state.limits.holds(loop):  # whoever waits is let in when there is room
+            return True
         if ready_to_accept(listeners_of(self._server)):
             self._seen = self._state.registry.accepted, self._state.failures.count
         return self._seen is None or self._seen != before

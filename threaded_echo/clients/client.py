@@ -30,7 +30,8 @@ class Client:
     - ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after it has gone.
     - ``reason``: why the server has disconnected or refused it; ``None`` if it has not. ``"stop"``;
       ``"disconnect"``, if `disconnect` was called; ``"verify"``, if ``verify_request`` has refused it;
-      ``"handshake"``, if that of TLS has failed; ``"thread"``, if no thread could be started.
+      ``"handshake"``, if that of TLS has failed; ``"limit"``, if ``max_clients`` are there already;
+      ``"host limit"``, if its host has ``max_clients_per_host``; ``"thread"``, if no thread could be started.
 
     *Thread safety*: every attribute and method may be used from any thread, also after the client has gone.
     """

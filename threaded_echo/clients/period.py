@@ -14,13 +14,15 @@ class Period:
     the stop alone takes the steps.
     """
 
-    __slots__ = ("stopping", "forced")
+    __slots__ = ("stopping", "forced", "hastened")
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
         """Set when a stop begins. Handlers see it as ``self.stopping``."""
         self.forced = False
         """Whether the stop has cut the remaining connections, and given up the offloaded calls."""
+        self.hastened = False
+        """Whether the stop is not to wait for handlers to end by themselves."""
 
     def is_stopping(self) -> bool:
         """Return whether a stop has begun."""

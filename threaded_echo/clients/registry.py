@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .client import Client
@@ -35,6 +36,8 @@ class Totals:
     finished: int = 0
     failed: int = 0
     refused: int = 0
+    disconnected: Counter[str] = field(default_factory=Counter)  # of the finished ones, by their reason
+    refused_by: Counter[str] = field(default_factory=Counter)
     bytes_received: int = 0
     bytes_sent: int = 0
     bytes_known: bool = False  # whether the kernel could tell for any of them
@@ -43,9 +46,12 @@ class Totals:
         """Count a client that has gone."""
         if client._outcome == "refused":
             self.refused += 1
+            self.refused_by[client.reason or ""] += 1
         else:
             self.finished += 1
             self.failed += client._has_failed()
+            if client.reason is not None:
+                self.disconnected[client.reason] += 1
         self.add_traffic(client)
 
     def add_traffic(self, client: Client) -> None:
@@ -70,6 +76,8 @@ class HandlerRegistry:
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.awaited = -1  # notify if at most so many clients or threads are left; -1: nobody waits
+        # Called with a client that has left, in the thread that has removed it. None: nobody waits for that.
+        self.when_left: Callable[[Client], None] | None = None
         self.live: dict[int, Client] = {}  # by the id of the accepted request, in the order of their numbers
         self.closing: dict[Client, None] = {}  # removed outside the handler threads, and not closed yet
         self.accepted = 0
@@ -77,6 +85,7 @@ class HandlerRegistry:
         self._wrapped: dict[int, Client] = {}  # by the id of what a program has wrapped around the accepted request
         self._counting = threading.RLock()  # taken after lock, if both are; guards _totals and Client._counted
         self._totals = Totals()
+        self._ended: deque[deque[Client]] = deque()  # those of threads that have ended
         self._queues: dict[int, deque[Client]] = {}  # by their ids: the clients that have left, for _totals
         self.elsewhere = self.make_queue()  # of those that have left outside the handler threads
 
@@ -88,8 +97,8 @@ class HandlerRegistry:
 
     def end_queue(self, queue: deque[Client]) -> None:
         """Add up and forget the queue of a thread that ends."""
-        self._add_up(queue)
-        self._queues.pop(id(queue), None)
+        self._ended.append(queue)
+        self._add_up_unless_busy(queue)
 
     def add(self, request: Any, address: Any, period: Period) -> Client:
         """Number an accepted client, list it, and return it."""
@@ -103,6 +112,20 @@ class HandlerRegistry:
                 self.peak = len(live)
         if period.stopping.is_set():
             client._wake()
+        return client
+
+    def refuse(self, request: Any, address: Any, period: Period, reason: str) -> Client:
+        """Number a client that is turned away at once, count it, and return it: it is never listed.
+
+        The caller then closes its connection, after `Client._end`.
+        """
+        with self.lock:
+            client = Client(self.accepted + 1, request, address, period, self)
+            client._refuse(reason)
+            self.elsewhere.append(client)
+            self.accepted = client.number
+            if len(self.elsewhere) > _QUEUED:
+                self._add_up_unless_busy(self.elsewhere)
         return client
 
     def find(self, request: Any) -> Client | None:
@@ -139,7 +162,10 @@ class HandlerRegistry:
             self._wrapped.pop(id(request), None)
         connection.accepted = None
         if len(queue) > _QUEUED:
-            self._add_up(queue)
+            self._add_up_unless_busy(queue)
+        when_left = self.when_left
+        if when_left is not None:
+            when_left(client)
         return True
 
     def hand_on(self, client: Client) -> None:
@@ -167,23 +193,51 @@ class HandlerRegistry:
         """Copy the live clients, in the order of their numbers."""
         return list(self.live.copy().values())
 
+    def newest_unserved(self) -> Client | None:
+        """Return the client that was accepted last, if no thread serves it yet."""
+        newest = next(reversed(self.clients()), None)
+        return newest if newest is not None and newest.thread is None else None
+
     def totals(self) -> tuple[int, int, list[Client], Totals]:
         """Return the number of accepted clients and the peak, the live clients, and what has become of the others."""
         with self.lock, self._counting:
             live = self.clients()
             for queue in self._queues.copy().values():
                 self._add_up(queue)
+            self._forget_ended()
             return (self.accepted, self.peak, [client for client in live if not client._counted],
-                    Totals(**vars(self._totals)))
+                    replace(self._totals, disconnected=self._totals.disconnected.copy(),
+                            refused_by=self._totals.refused_by.copy()))
 
     def gone(self) -> int:
         """Count the clients that have come and gone."""
         totals = self.totals()[3]
         return totals.finished + totals.refused
 
+    def _add_up_unless_busy(self, queue: deque[Client]) -> None:
+        """Add up a queue, unless another thread is at it, which may have been interrupted by a signal handler's stop.
+
+        That stop waits for the calling thread; so this waits for nothing. The next one to add up does it.
+        """
+        if self._counting.acquire(blocking=False):
+            try:
+                self._add_up(queue)
+                self._forget_ended()
+            finally:
+                self._counting.release()
+
     def _add_up(self, queue: deque[Client]) -> None:
-        with self._counting:
-            while queue:
+        """Count the clients of a queue. The caller holds `_counting`."""
+        with suppress(IndexError):
+            while True:  # not "while queue": a signal handler that asks for the totals may empty it in between
                 client = queue.popleft()
                 client._counted = True
                 self._totals.add(client)
+
+    def _forget_ended(self) -> None:
+        """Add up, and forget, the queues of threads that have ended. The caller holds `_counting`."""
+        with suppress(IndexError):
+            while True:
+                queue = self._ended.popleft()
+                self._add_up(queue)
+                self._queues.pop(id(queue), None)

@@ -29,7 +29,9 @@ _numbers = itertools.count(1)
 
 class _Calling(threading.local):
     client: Client | None = None
-    """The client that the calling thread serves."""
+    """The client that the calling thread serves; in the serving thread, the one that it has accepted last."""
+    accepts = False
+    """Whether it is a serving thread between an accept and the start of the handler thread."""
 
 
 calling = _Calling()
@@ -37,6 +39,16 @@ calling = _Calling()
 
 def current_client() -> Client | None:
     """Return the `Client` that the calling thread serves; ``None`` in a thread that serves none."""
+    return calling.client
+
+
+def client_in_hand(registry: HandlerRegistry) -> Client | None:
+    """Return the client that a stop in the calling thread must not wait for, as this thread has it in hand.
+
+    A signal handler that calls for a stop may have interrupted the serving thread just after a client was listed.
+    """
+    if calling.client is None and calling.accepts:
+        return registry.newest_unserved()
     return calling.client
 
 
@@ -148,6 +160,11 @@ class HandlerThreads:
         """Copy the threads: handler threads, and those that a program has added."""
         with self.registry.lock:
             return [*self.running.copy(), *self._adopted]
+
+    def help_out(self, thread: threading.Thread) -> None:
+        """Have a stop join a thread that ends as soon as the stop tells it, and report it if it does not."""
+        self._ended[thread] = None
+        self.adopt([thread])
 
     def adopt(self, threads: Iterable[threading.Thread]) -> None:
         """Adopt threads that a program has made, so that a stop joins them too."""

@@ -15,6 +15,8 @@ _OPTIONS: dict[str, tuple[Callable[[str], float], str, str]] = {
     "linger_timeout": (float, "S", "how long clients may go on after the first signal, with no new ones"),
     "drain_timeout": (float, "S", "how long a stop waits for handlers to end by themselves"),
     "force_timeout": (float, "S", "how long it then waits once the connections are cut"),
+    "max_clients": (int, "N", "the most clients at once"),
+    "max_clients_per_host": (int, "N", "the most of one host; more are refused"),
     "logs_per_client": (int, "N", "the most lines about one client in ten seconds; the rest is counted"),
 }
 
@@ -40,6 +42,7 @@ def server_options(options: argparse.Namespace) -> dict[str, Any]:
     settings["one_cpu"] = options.one_cpu
     settings["unix_mode"] = options.unix_mode
     settings["allow_reuse_port"] = options.reuse_port
+    settings["at_limit"] = options.at_limit
     return settings
 
 
@@ -71,6 +74,12 @@ def _make_parser() -> argparse.ArgumentParser:
     how.add_argument("--one-cpu", action="store_true",
                      help="keep the threads on one processor (Linux only): faster with the GIL")
 
+    limits = parser.add_argument_group("whom it lets in")
+    _add_option(limits, "max_clients")
+    limits.add_argument("--at-limit", choices=("wait", "refuse"), default=OPTIONS["at_limit"].default,
+                        help="at that limit, more clients wait to be accepted, or are refused (default: %(default)s)")
+    _add_option(limits, "max_clients_per_host")
+
     end = parser.add_argument_group("when it stops")
     end.add_argument("--duration", type=_checked(check_seconds, float), metavar="S", help="stop after so many seconds")
     for name in ("linger_timeout", "drain_timeout", "force_timeout"):
@@ -88,7 +97,9 @@ def _add_option(group: argparse._ArgumentGroup, name: str) -> None:
     """Add an argument that is an option of the server: its default and its check are the server's."""
     read, value, text = _OPTIONS[name]
     group.add_argument(f"--{name.replace('_', '-')}", type=_checked(OPTIONS[name].check, read), metavar=value,
-                       default=OPTIONS[name].default, help=f"{text} (default: %(default)s)")
+                       default=OPTIONS[name].default,
+                       help=text + (" (default: no limit)" if OPTIONS[name].default is None
+                                    else " (default: %(default)s)"))
 
 
 def _checked(check: Callable[[str, object], None], read: Callable[[str], float]) -> Callable[[str], object]:

@@ -1,7 +1,23 @@
 """A server's counts, at one moment."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+
+class Counts(dict[str, int]):
+    """Counts by their reason: a read-only dict, in which a reason that has not occurred is 0."""
+
+    def __missing__(self, reason: str) -> int:
+        return 0
+
+    def _refuse(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        raise TypeError("these counts are read-only: dict(counts) makes a copy to change")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[type[Counts], tuple[dict[str, int]]]:  # copied and pickled as a whole
+        return Counts, (dict(self),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +33,8 @@ class ServerStats:
     - ``offloads_running`` and ``offloads_waiting``: calls that have begun, and that wait for a worker or for their
       turn; ``offloads_done`` and ``offloads_failed``: calls that have returned, and that have raised or were cancelled.
     - ``seconds_up``: seconds since the server first served; 0.0 before.
+    - ``disconnected`` and ``refused_by``: the finished clients that the server has ended, and the refused ones, by
+      `Client.reason`: read-only mappings, in which a reason that has not occurred is 0.
     """
 
     accepted: int
@@ -35,3 +53,5 @@ class ServerStats:
     offloads_done: int
     offloads_failed: int
     seconds_up: float
+    disconnected: Counts = field(hash=False)
+    refused_by: Counts = field(hash=False)
