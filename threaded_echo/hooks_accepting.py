@@ -25,6 +25,7 @@ from .clients.threads import MAX_IDLE, calling
 from .hooks_leaving import HOOKS
 from .hooks_serving import ServingHooks
 from .transport import tls
+from .transport.several import Listeners
 
 # If accept4(2) is missing (macOS, Windows), an accepted connection does not block if its listener does not.
 _INHERITS_BLOCKING = not hasattr(socket, "SOCK_NONBLOCK")
@@ -33,20 +34,35 @@ _INHERITS_BLOCKING = not hasattr(socket, "SOCK_NONBLOCK")
 class AcceptingHooks(ServingHooks):
     """What `ThreadedMixIn` does with a client in the thread that accepts."""
 
+    _threaded_listeners: Listeners | None = None
+    """Of the concrete servers, if they listen on more than ``socket``, or on IPv4 and IPv6."""
+
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection; on a listener that was wrapped in TLS, without its handshake."""
         listener = getattr(self, "socket", None)
+        listeners = self._threaded_listeners
         if type(listener) is not socket.socket:
-            listener = tls.as_tls(listener)
+            wrapped = tls.as_tls(listener)
             # Not past a get_request that a class below the mix-in has of its own.
-            if listener is not None and _is(super().get_request, socketserver.TCPServer.get_request):
-                request, address = socket.socket.accept(listener)  # not its own, which would shake hands
-                ragged = getattr(listener, "suppress_ragged_eofs", True)
-                return self._threaded_state.certificates.wrap(listener.context, request, ragged), address
-        request, address = super().get_request()
+            if wrapped is not None and _is(super().get_request, socketserver.TCPServer.get_request):
+                request, address = socket.socket.accept(wrapped)  # not its own, which would shake hands
+                ragged = getattr(wrapped, "suppress_ragged_eofs", True)
+                request = self._threaded_state.certificates.wrap(wrapped.context, request, ragged)
+                return request, address if listeners is None else listeners.show(address)
+        request, address = super().get_request() if listeners is None else listeners.accept(listener)
         if _INHERITS_BLOCKING and request.gettimeout() is None:
             request.setblocking(True)
         return request, address
+
+    def _threaded_check_listeners(self) -> None:
+        """Raise RuntimeError if a program accepts from ``socket`` in its own way, and there are others beside it."""
+        listeners = self._threaded_listeners
+        if listeners is not None and listeners.others:
+            if not _is(self.get_request, AcceptingHooks.get_request):
+                raise RuntimeError("a server with a get_request of its own can listen on one address only")
+            if type(getattr(self, "socket", None)) is not socket.socket:
+                raise RuntimeError("the first of several listening sockets has been wrapped, and the others have not: "
+                                   "such a server can listen on one address only")
 
     def _threaded_lets_idle_threads_accept(self) -> bool:
         """Return whether idle handler threads may accept for themselves.

@@ -14,7 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import options
-from .accepting import serving, signals
+from .accepting import running, serving
 from .clients.client import Client
 from .compatibility import NonDataProperty, ShutDownEvent, ThreadList
 from .hooks_accepting import AcceptingHooks
@@ -44,6 +44,8 @@ class ThreadedMixIn(AcceptingHooks):
     # The options: options.py has their defaults and their documentation.
     reuse_threads: bool
     one_cpu: bool
+    unix_mode: int | None
+    linger_timeout: float
     drain_timeout: float
     force_timeout: float
     idle_timeout: float | None
@@ -95,15 +97,17 @@ class ThreadedMixIn(AcceptingHooks):
         """Serve until SIGINT, SIGTERM or ``duration`` seconds, then stop as `stop` does; return its report.
 
         ``duration``: ``None`` means no limit. A second signal cuts the connections at once, as ``stop(0)`` does. Also
-        returns when a handler or another thread stops the server. An error that ends the serving loop, or keeps it from
-        starting, is raised after the stop. The address, the stop and its report are logged between INFO and WARNING.
+        returns when a handler or another thread stops the server. With a `linger_timeout`, live clients may go on for
+        so long before the stop begins. An error that ends the serving loop, or keeps it from starting, is raised after
+        the stop. The addresses, the stop and its report are logged between INFO and WARNING. If systemd wants to know
+        (``NOTIFY_SOCKET``, ``WATCHDOG_USEC``), it is told that the server accepts, that it lives, and that it stops.
 
         *Thread safety*: any thread, but signals are obeyed only in the main thread. A signal that the process ignores
         stays ignored, as SIGINT is in a background job of a shell script.
         """
         if duration is not None:
             options.check_seconds("duration", duration)
-        report: StopReport = signals.run(self, ServerState.of(self), duration)
+        report: StopReport = running.run(self, ServerState.of(self), duration)
         return report
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
@@ -224,7 +228,9 @@ class ThreadedMixIn(AcceptingHooks):
 
     def _threaded_close_if_open(self) -> None:
         """Close as the program's class does, unless that has been done."""
-        if self.fileno() >= 0:
+        loops = ServerState.of(self).loops
+        if self.fileno() >= 0 or loops.closes_later:
+            loops.closes_later = False
             self.server_close()
 
     # What socketserver's serve_forever() and shutdown() keep for each other. Programs call these by name, and classes

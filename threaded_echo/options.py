@@ -42,6 +42,13 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} must be from 0 to {threading.TIMEOUT_MAX:.0f} seconds, not {value!r}")
 
 
+def _mode(name: str, value: object) -> None:
+    if value is not None:
+        _count(name, value)
+        if isinstance(value, int) and value > 0o777:
+            raise ValueError(f"{name} must be permissions, from 0 to 0o777, not {oct(value)}")
+
+
 def _executor(name: str, value: object) -> None:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
@@ -133,6 +140,14 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
     # Elsewhere than on POSIX the option lets two servers share a port.
     Option("allow_reuse_address", os.name == "posix", _flag,
            "Listen although connections of an earlier server on this address still linger."),
+    Option("allow_reuse_port", False, _flag,
+           "Let several processes of one user listen on the same port, each with a socket of its own (SO_REUSEPORT): "
+           "the kernel shares the connections out. When one of them closes, the connections that wait in its queue are "
+           "reset: for a restart without a gap, hand the listening socket itself on (from_sockets). No effect on Unix "
+           "sockets, nor if the platform does not have it."),
+    Option("unix_mode", None, _mode,
+           "The permissions of a Unix socket's file, for instance 0o660; to connect, one needs to be allowed to write. "
+           "None: what the umask leaves. No effect on abstract names, which have no file."),
     # socketserver's 5 drops connections in any burst.
     Option("request_queue_size", socket.SOMAXCONN, _count,
            "How many connections may wait to be accepted; the kernel caps it at its own limit."),
@@ -148,6 +163,10 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "With the GIL one thread at a time runs anyway, and waking one on another processor costs more than that "
            "processor gives. Worker processes, and the threads of an executor, are not kept there; other processes "
            "that a handler starts are."),
+    Option("linger_timeout", 0.0, check_seconds,
+           "Seconds for which run() lets live clients go on after the first signal, or at the end of its duration, "
+           "before it stops. It accepts no more clients then, and has closed the listening socket, which another "
+           "process may have as well and go on with. 0: stop at once. A second signal cuts the connections."),
     Option("drain_timeout", 5.0, check_seconds,
            "Seconds that a stop waits for handlers to end by themselves, after it has woken them."),
     Option("force_timeout", 1.0, check_seconds,
@@ -216,11 +235,11 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
 
 # Options of socketserver's own. They are not in the mix-in's body, where they would hide what a program's class sets:
 # see `settle`.
-_SOCKETSERVERS = ("allow_reuse_address", "request_queue_size", "daemon_threads")
+_SOCKETSERVERS = ("allow_reuse_address", "allow_reuse_port", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
 _YIELDS = (*OPTIONS, "start", "run", "suspend", "resume", "reload_tls", "stop", "stopping", "clients", "stats",
-           "offload", "handle_error", "process_request_thread")
+           "offload", "handle_error", "process_request_thread", "listeners", "server_addresses", "from_sockets")
 
 
 class LiveOption:

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from threaded_echo.accepting.door import EpollDoor, PollDoor, make_door
+from threaded_echo import ThreadedTCPServer
+from threaded_echo.accepting.door import EpollDoor, EpollDoorOfSeveral, PollDoor, make_door
 
 from ..conftest import LOOPBACK
-from ..tools import GUARD, Echo, connect, receive, receive_all, running
+from ..tools import GUARD, Echo, ask, connect, receive, receive_all, running
 
 KINDS = ["epoll", "poll", "select"] if hasattr(select, "epoll") else ["poll", "select"]
 
@@ -185,7 +186,10 @@ def test_door_is_the_best_that_the_platform_has(listener, monkeypatch):
     """That is epoll on Linux, and a poll under a lock elsewhere."""
     if hasattr(select, "epoll"):
         made = make_door(listener.fileno())
-        assert isinstance(made, EpollDoor)
+        assert type(made) is EpollDoor
+        made.close()
+        made = make_door(listener.fileno(), [listener.fileno()][:0])
+        assert type(made) is EpollDoor
         made.close()
         monkeypatch.delattr(select, "epoll")
     made = make_door(listener.fileno())
@@ -195,7 +199,7 @@ def test_door_is_the_best_that_the_platform_has(listener, monkeypatch):
 
 def test_server_at_any_door_serves_in_threads_that_accept_for_themselves_and_stops(make, serve, monkeypatch):
     """Idle threads come back to the door, take the next clients, and end with the stop."""
-    monkeypatch.setattr("threaded_echo.accepting.loop.make_door", make)
+    monkeypatch.setattr("threaded_echo.accepting.loop.make_door", lambda listener, others: make(listener))
     server = serve(Echo)
     for _ in range(2):
         with ExitStack() as stack:
@@ -252,3 +256,100 @@ def test_closed_listener_ends_a_wait_at_a_door_without_epoll(make, listener):
     door.shut()
     assert door.wait() is False
     door.close()
+
+
+@pytest.fixture
+def make_for_several(make):
+    """Make a door of each kind for several listeners."""
+    return EpollDoorOfSeveral if make is EpollDoor else PollDoor
+
+
+@pytest.fixture
+def other():
+    """Listen a second time."""
+    with socket.create_server(LOOPBACK) as made:
+        yield made
+
+
+@pytest.fixture
+def shared_door(make_for_several, listener, other):
+    """Make a door for two listeners; close it in the end."""
+    made = make_for_several(listener.fileno(), [other.fileno()])
+    yield made
+    made.shut()
+    made.close()
+
+
+def test_connections_to_several_listeners_let_one_thread_through_at_a_time(shared_door, listener, other):
+    """There is one door, whichever of them a connection comes to; each that is pending lets the next one through."""
+    with Waiting(shared_door, 2) as waiting, connect(listener.getsockname()), connect(other.getsockname()):
+        assert waiting.next() is True
+        assert shared_door.wait(0) is False and waiting.results.empty()
+        listener.accept()[0].close()
+        shared_door.reopen(listener.fileno())
+        assert waiting.next() is True
+        other.accept()[0].close()
+        shared_door.reopen(listener.fileno())
+        assert shared_door.wait(0) is False
+
+
+def test_shut_ends_every_wait_for_several_listeners(shared_door, other):
+    """Also with a connection pending."""
+    with Waiting(shared_door, 2) as waiting:
+        shared_door.shut()
+        assert [waiting.next(), waiting.next()] == [False, False]
+    with connect(other.getsockname()):
+        assert shared_door.wait() is False
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_first_of_several_listeners_may_be_exchanged(shared_door, listener, other, closed):
+    """The door follows the program, and the other one stays."""
+    with socket.create_server(LOOPBACK) as new:
+        with connect(listener.getsockname()):
+            assert shared_door.wait() is True
+            if closed:
+                listener.close()
+            shared_door.reopen(new.fileno())
+            assert shared_door.wait(0) is False
+            for address in (new, other):
+                with connect(address.getsockname()):
+                    assert shared_door.wait() is True
+                    address.accept()[0].close()
+                    shared_door.reopen(new.fileno())
+
+
+def test_first_of_several_listeners_that_is_known_to_be_closed_is_no_error(shared_door, listener):
+    """The loop shuts the door then."""
+    with connect(listener.getsockname()):
+        assert shared_door.wait() is True
+        listener.close()
+        shared_door.shut()
+        shared_door.reopen(-1)
+        assert shared_door.wait() is False
+
+
+@pytest.mark.parametrize("make", KINDS[:-1], indirect=True)
+def test_further_listener_that_was_closed_does_not_keep_the_door_open(shared_door, listener, other):
+    """The program has closed it: at most one thread is let through for that, and then the others wait for the first."""
+    other.close()
+    if shared_door.wait(0):
+        shared_door.reopen(listener.fileno())
+    assert shared_door.wait(0) is False
+    with connect(listener.getsockname()):
+        assert shared_door.wait() is True
+        shared_door.reopen(listener.fileno())
+
+
+def test_server_of_several_addresses_at_any_door_serves_in_threads_of_its_own(make_for_several, monkeypatch):
+    """Idle threads take the next clients of either listener, one at a time, and end with the stop."""
+    monkeypatch.setattr("threaded_echo.accepting.loop.make_door", make_for_several)
+    with ThreadedTCPServer([LOOPBACK, LOOPBACK], Echo).start() as server:
+        for _ in range(3):
+            for address in server.server_addresses:
+                assert ask(address) == b"ping\n"
+        with connect(server.server_addresses[1]) as idle:
+            idle.sendall(b"x")
+            assert idle.recv(1) == b"x"
+            assert server.stop().drained == 1
+    assert server.stats().finished == 7 and server.stats().threads_idle == 0

@@ -364,7 +364,6 @@ def test_hook_of_the_program_that_fails_costs_that_client_only(serve, caplog, re
     assert server.stop().clean and server.stats().refused_by["limit"] == 2
 
 
-
 def test_handle_request_refuses_and_returns():
     """As if verify_request had said so."""
     with ThreadedTCPServer(LOOPBACK, Echo, max_clients=1, at_limit="refuse", limit_reply=b"full") as server:

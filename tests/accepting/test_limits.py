@@ -49,7 +49,7 @@ def doors(request, monkeypatch):
     made = []
     kind = EpollDoor if request.param == "epoll" else PollDoor
 
-    def make(listener):
+    def make(listener, others=()):
         made.append(CountingDoor(kind(listener)))
         return made[-1]
 

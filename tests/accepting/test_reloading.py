@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from threaded_echo import ThreadedTCPServer
-from threaded_echo.accepting import signals
+from threaded_echo.accepting import running, signals
 
 from ..tools import Echo, ask, until
 from ..transport.test_certificates import RENEWED, name_of, split
@@ -58,7 +58,7 @@ def test_signal_is_left_alone_if_there_is_nothing_to_reload():
 
 def test_platform_without_the_signal_stops_by_the_others(monkeypatch):
     """Windows has no SIGHUP."""
-    monkeypatch.setattr(signals, "_RELOAD", None)
+    monkeypatch.setattr(running, "RELOAD", None)
     server = server_of(Echo, ThreadedTCPServer)
     server._threaded_state.certificates.files = CERTIFICATE, None
     assert run(server, lambda: (ask(server), send(signal.SIGINT))).clean

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from threaded_echo import ClientHandler, ThreadedMixIn, ThreadedTCPServer
-from threaded_echo.accepting import signals
+from threaded_echo.accepting import running
 
 from ..conftest import LOOPBACK
 from ..tools import GUARD, Echo, ask, connect, receive_all, wait_until
@@ -143,7 +143,7 @@ def test_run_logs_its_steps_between_info_and_warning(caplog):
     host, port = server.server_address
     run(server, lambda: (ask(server), send(signal.SIGINT)))
     assert [record.event for record in caplog.records] == ["listening", "stopping", "stopped"]
-    assert {record.levelno for record in caplog.records} == {signals.NOTICE}
+    assert {record.levelno for record in caplog.records} == {running.NOTICE}
     assert caplog.messages[:2] == [f"listening on {host}:{port}", "stopping: 0 clients live"]
 
 
@@ -166,8 +166,8 @@ def test_exception_as_the_loop_has_just_been_started_stops_the_server(monkeypatc
     loops = server._threaded_state.loops
     begin = loops.begin
 
-    def interrupted(serve):
-        begin(serve).wait_until_accepting()
+    def interrupted(*arguments):
+        begin(*arguments).wait_until_accepting()
         raise LookupError("by a signal")
 
     monkeypatch.setattr(loops, "begin", interrupted)

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from threaded_echo import ThreadedTCPServer
+from threaded_echo.accepting import running as run_module
 from threaded_echo.accepting import signals
 
 from ..tools import Echo, Flood, Gate, ask, connect, receive_all, running, until, wait_until
@@ -94,8 +95,8 @@ def test_exception_of_another_signal_handler_stops_the_server_and_is_raised(monk
     gate = Gate()
     server = server_of(gate.handler, drain_timeout=300)
 
-    waiting, wait = threading.Event(), signals._wait
-    monkeypatch.setattr(signals, "_wait", lambda *arguments: (waiting.set(), wait(*arguments)))
+    waiting, wait = threading.Event(), run_module._Run._wait
+    monkeypatch.setattr(run_module._Run, "_wait", lambda *arguments: (waiting.set(), wait(*arguments)))
 
     def fail(number, frame):
         raise LookupError("by a signal")
@@ -146,7 +147,7 @@ def test_signal_that_the_process_ignores_stays_ignored(handler, monkeypatch):
 def test_wait_of_the_main_thread_ends_by_itself(monkeypatch):
     """A signal that comes just before the wait begins is noticed when that ends, and not only at the next signal."""
     server = server_of(Echo)
-    monkeypatch.setattr(signals, "_FIRST_WAIT", 0.0)  # no wait at all: each one ends without a signal
+    monkeypatch.setattr(run_module, "_FIRST_WAIT", 0.0)  # no wait at all: each one ends without a signal
     assert run(server, lambda: (ask(server), send(signal.SIGINT))).clean
 
 

@@ -147,6 +147,13 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--handler", ":Class"], "--handler"),
     (["--unix", ""], "--unix"),
     (["--unix", "path", "--host", "name"], "--host"),
+    (["--systemd", "--unix", "path"], "--unix"),
+    (["--systemd", "--port", "1"], "argument --port: not allowed with argument --systemd"),
+    (["--unix-mode", "660"], "argument --unix-mode: needs argument --unix"),
+    (["--unix", "path", "--unix-mode", "rw"], "argument --unix-mode: must be an octal number from 0 to 777, not 'rw'"),
+    (["--unix", "path", "--unix-mode", "1777"], "--unix-mode"),
+    (["--unix", "path", "--unix-mode", "00660"], "--unix-mode"),
+    (["--linger-timeout", "-1"], "--linger-timeout"),
     (["--quiet", "--verbose"], "--verbose"),
     (["--unknown"], "--unknown"),
     (["more"], "more"),
@@ -183,7 +190,8 @@ def test_options_are_those_of_the_server():
     plain = server_options(parse([]))
     assert plain == {"idle_timeout": None, "lifetime": None, "drain_timeout": 5.0, "force_timeout": 1.0,
                      "logs_per_client": 100, "proxy_protocol": (), "executor": None, "one_cpu": False,
-                     "max_clients": None, "at_limit": "wait", "max_clients_per_host": None}
+                     "max_clients": None, "at_limit": "wait", "max_clients_per_host": None,
+                     "unix_mode": None, "allow_reuse_port": False, "linger_timeout": 0.0}
     arguments = ["--one-cpu", "--workers", "2", "--drain-timeout", "7", "--idle-timeout", "60", "--lifetime", "3.5"]
     assert server_options(parse(arguments)) == plain | {
         "one_cpu": True, "executor": 2, "drain_timeout": 7.0, "idle_timeout": 60.0, "lifetime": 3.5}

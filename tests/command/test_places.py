@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from threaded_echo.command import run as cli
+from threaded_echo.transport import systemd
 
 from ..tools import ask, connect
 from .operating import port_of, run
@@ -185,3 +186,116 @@ def test_unix_path_that_is_too_long_is_told(folder, capsys):
     """The system's limit is about a hundred bytes."""
     assert run(["--unix", "a" * 300]) == (cli.FAILED, [])
     assert "AF_UNIX path too long" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
+def test_empty_host_is_everywhere():
+    """A client of either family is shown by its own address."""
+    ports: list[int] = []
+
+    def script(operator):
+        """Come by IPv4, then by IPv6."""
+        _, port = operator.address()
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port)) as client:
+                ports.append(port_of(client))
+                operator.line()
+            operator.line()
+        operator.interrupt()
+
+    status, lines = run(["--port", "0", "--host", ""], script)
+    assert status == cli.OK
+    assert re.fullmatch(r"listening on \[::\]:\d+", lines[0])
+    assert lines[1] == f"client 1 connected from 127.0.0.1:{ports[0]}"
+    assert lines[3] == f"client 2 connected from [::1]:{ports[1]}"
+
+
+def test_each_of_several_hosts_has_a_line():
+    """A name is all its addresses; none is listened on twice."""
+    def script(operator):
+        """Come to each of them."""
+        for address in (operator.address(), operator.address()):
+            assert ask(address, b"x") == b"x"
+        operator.interrupt()
+
+    status, lines = run(["--port", "0", "--host", "127.0.0.1", "--host", "127.0.0.2", "--host", "127.0.0.1"], script)
+    assert status == cli.OK
+    assert [line.rpartition(":")[0] for line in lines[:2]] == ["listening on 127.0.0.1", "listening on 127.0.0.2"]
+    assert lines[2].startswith("client 1 connected")
+
+
+def test_one_of_several_hosts_that_cannot_be_listened_on_is_told(capsys):
+    """The line names that one, and the command does not serve the others."""
+    assert run(["--port", "0", "--host", "127.0.0.1", "--host", "192.0.2.1"]) == (cli.FAILED, [])
+    reason = os.strerror(errno.EADDRNOTAVAIL)
+    assert capsys.readouterr().err == f"threaded_echo: cannot listen on 192.0.2.1:0: {reason}\n"
+
+
+def test_port_may_be_shared_with_another_process():
+    """Both have to want it."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        port = port_of(other)
+        status, lines = run(["--port", str(port), "--reuse-port", "--duration", "0"])
+    assert status == cli.OK and lines[0] == f"listening on 127.0.0.1:{port}"
+
+
+def test_file_of_a_unix_socket_has_the_permissions_that_were_asked_for(folder):
+    """They are octal, as chmod takes them."""
+    modes = []
+
+    def script(operator):
+        """Look at it."""
+        modes.append(os.stat(operator.address()).st_mode & 0o777)
+        operator.interrupt()
+
+    assert run(["--unix", "here", "--unix-mode", "602"], script)[0] == cli.OK
+    assert modes == [0o602]
+
+
+def test_sockets_of_systemd_are_served(folder, monkeypatch):
+    """Each has a line. Its Unix socket's file is its own to remove."""
+    monkeypatch.setattr(systemd, "_FIRST", 200)
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind("here")
+        unix.listen()
+        for number, listener in enumerate((tcp, unix), 200):
+            os.dup2(listener.fileno(), number)
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", "2")
+
+        def script(operator):
+            """Come to each."""
+            for address in (operator.address(), operator.address()):
+                assert ask(address, b"x") == b"x"
+            operator.interrupt()
+
+        status, lines = run(["--systemd"], script)
+        assert status == cli.OK
+        assert lines[:2] == [f"listening on 127.0.0.1:{port_of(tcp)}", "listening on here"]
+        assert "LISTEN_FDS" not in os.environ and os.listdir() == ["here"]
+
+
+def test_sockets_that_systemd_has_not_handed_in_are_an_exit_status(capsys, monkeypatch):
+    """One line says what is missing."""
+    monkeypatch.delenv("LISTEN_FDS", raising=False)
+    assert run(["--systemd"]) == (cli.FAILED, [])
+    assert capsys.readouterr().err == ("threaded_echo: systemd has handed in no sockets: the variables LISTEN_PID and "
+                                       "LISTEN_FDS are not set\n")
+
+
+def test_client_may_go_on_after_the_first_signal_if_that_is_asked_for():
+    """The lines tell what is waited for."""
+    def script(operator):
+        """Stay a while."""
+        with connect(operator.address()) as client:
+            operator.line()
+            operator.interrupt()
+            assert operator.line() == "lingering: 1 client live"
+            client.sendall(b"x\n")
+            assert client.recv(2) == b"x\n"
+
+    status, lines = run(["--port", "0", "--linger-timeout", "300"], script)
+    assert status == cli.OK
+    assert lines[-1].endswith("0 drained, 0 forced, 0 still running") and "stopping: 0 clients live" in lines

@@ -13,7 +13,7 @@ import pytest
 
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer, ThreadedUnixStreamServer, current_client
 from threaded_echo.transport import kernel_timeouts
-from threaded_echo.transport.kernel_timeouts import KernelTimeouts, has_send_timed_out
+from threaded_echo.transport.kernel_timeouts import ListenerTimeouts, has_send_timed_out
 
 from ..conftest import LOOPBACK
 from ..tools import Echo, Flood, ask, connect, receive_all, subclass, until, wait_until
@@ -158,7 +158,7 @@ def test_platform_where_nothing_is_inherited_sets_them_on_each_connection(monkey
 
 def test_connection_that_is_reset_already_or_no_socket_is_left_to_its_handler(monkeypatch):
     """Whatever is wrong with it is not the door's concern."""
-    timeouts = KernelTimeouts()
+    timeouts = ListenerTimeouts()
     with socket.socket(socket.AF_UNIX) as listener:
         timeouts.set_up(listener, 60.0, 1.0)
     with socket.socket() as closed:
@@ -173,7 +173,7 @@ def test_what_is_no_stream_listener_is_left_alone():
     with server_class(LOOPBACK, socketserver.DatagramRequestHandler).start() as server:
         assert server._threaded_state.kernel_timeouts.set_on_each is None
         assert not server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    timeouts = KernelTimeouts()
+    timeouts = ListenerTimeouts()
     with socket.socket() as closed:
         pass
     for listener in (None, closed):
@@ -185,7 +185,7 @@ def test_platform_without_a_name_for_something_goes_without(monkeypatch):
     for name in ("TCP_KEEPINTVL", "TCP_KEEPCNT"):
         monkeypatch.delattr(socket, name)
     with socket.create_server(LOOPBACK) as listener:
-        KernelTimeouts().set_up(listener, 5.0, None)
+        ListenerTimeouts().set_up(listener, 5.0, None)
         assert listener.getsockopt(TCP, socket.TCP_KEEPIDLE) == 5
 
 

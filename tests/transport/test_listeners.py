@@ -1,20 +1,18 @@
-"""Where a server listens: addresses as they are shown, IPv6, addresses that are taken, the paths of Unix sockets."""
+"""Where a server listens: addresses as they are shown, IPv4 and IPv6 at once, addresses that are taken."""
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import socket
-import threading
 from contextlib import suppress
 
 import pytest
 
 from threaded_echo import ThreadedTCPServer, ThreadedUnixStreamServer
-from threaded_echo.transport.listeners import UnixPath, resolve_ipv6, show_address
+from threaded_echo.transport.listeners import (Place, is_same_peer, place_of, places_of, plain_address, resolve_ipv6,
+                                               resolve_name, show_address)
 
 from ..conftest import LOOPBACK
-from ..tools import GUARD, Echo, ask, receive_all, running, wait_until
+from ..tools import GUARD, Echo, Gate, ask, connect, receive_all, subclass, wait_until
 
 HAS_IPV6 = False
 with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
@@ -99,133 +97,133 @@ def test_error_without_a_reason_of_the_system_stays_as_it_is(monkeypatch, tmp_pa
 
 
 @pytest.fixture
-def folder(monkeypatch, tmp_path):
-    """Be in a folder of its own: a socket's path must be short."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def dual(monkeypatch):
+    """Have the system say that a socket can serve IPv4 and IPv6."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: True)
 
 
-def bound(path):
-    """Bind a socket to a path; the caller lets it listen."""
-    made = socket.socket(socket.AF_UNIX)
-    try:
-        made.bind(path)
-    except OSError:
-        made.close()
-        raise
-    return made
+@pytest.mark.parametrize(("address", "place"), [
+    (("", 80), Place(("::", 80), socket.AF_INET6, v6only=False, is_short=True)),
+    (("::", 80), Place(("::", 80, 0, 0), socket.AF_INET6, v6only=False)),
+    (("::1", 80), Place(("::1", 80, 0, 0), socket.AF_INET6)),
+    (("0.0.0.0", 80), Place(("0.0.0.0", 80), socket.AF_INET)),
+    (("localhost", 80), Place(("localhost", 80), socket.AF_INET)),
+    ("path", Place("path", socket.AF_INET)),
+])
+def test_everywhere_is_ipv4_and_ipv6(address, place, dual):
+    """All other addresses are of one family. ``""`` is the host of programs that know IPv4 only."""
+    assert place_of(address) == place
 
 
-@pytest.mark.parametrize(("make", "kind"), [(os.mkdir, "a folder"),
-                                            (lambda path: os.close(os.open(path, os.O_CREAT)), "a file that is not"),
-                                            (lambda path: os.symlink("there", path), "a file that is not")])
-def test_path_of_what_is_not_a_socket_is_an_error(make, kind, folder):
-    """It is left alone."""
-    make("here")
-    with pytest.raises(FileExistsError, match=kind), UnixPath("here").taken():
-        pass
-    assert os.listdir() == ["here"]
+@pytest.mark.parametrize(("address", "place"), [
+    (("", 80), Place(("", 80), socket.AF_INET)), (("::", 80), Place(("::", 80, 0, 0), socket.AF_INET6))])
+def test_system_without_dual_stack_serves_one_family(address, place, monkeypatch):
+    """There, each socket is as the system makes it."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    assert place_of(address) == place
 
 
-def test_path_in_a_folder_that_is_not_there_is_an_error(folder):
-    """The error is the system's."""
-    with pytest.raises(FileNotFoundError), UnixPath("nowhere/here").taken():
-        pass
+def test_ipv4_is_left_to_its_own_address_of_the_same_port(dual):
+    """Otherwise the second of the two would find it taken. Port 0 is another one for each."""
+    assert [place.v6only for place in places_of([("0.0.0.0", 80), ("::", 80)])] == [None, True]
+    assert [place.v6only for place in places_of([("::", 80), ("127.0.0.1", 81)])] == [False, None]
+    assert [place.v6only for place in places_of([("::", 0), ("127.0.0.1", 0)])] == [False, None]
+    assert [place.v6only for place in places_of(["path", ("",), ("", 80)])] == [None, None, False]
 
 
-@pytest.mark.parametrize("path", ["here", "./here"])
-def test_socket_is_not_removed_by_another_server_between_bind_and_listen(path, folder, monkeypatch):
-    """The other one waits until it listens, and then leaves it alone."""
-    waits = threading.Event()
-    errors = []
-
-    def flock(*arguments):
-        """Tell of the second call, which has to wait."""
-        waits.set()
-        return real(*arguments)
-
-    def come_second():
-        try:
-            with UnixPath(path).taken(), bound(path):
-                pass
-        except OSError as error:
-            errors.append(error.errno)
-
-    real = fcntl.flock
-    with UnixPath("here").taken(), bound("here") as made:
-        with monkeypatch.context() as patch:
-            patch.setattr(fcntl, "flock", flock)
-            thread = threading.Thread(target=come_second)
-            thread.start()
-            wait_until(waits)
-        made.listen()
-        inode = os.stat("here").st_ino
-        # The second one comes when the lock is given up, and the socket is still open.
-        kept = socket.socket(fileno=os.dup(made.fileno()))
-    with kept:
-        thread.join(GUARD)
-        assert errors == [errno.EADDRINUSE]
-        assert os.stat("here").st_ino == inode
+@pytest.mark.parametrize(("address", "plain"), [
+    (("::ffff:192.0.2.1", 80, 0, 0), ("192.0.2.1", 80)), (("::1", 80, 0, 0), ("::1", 80, 0, 0)),
+    (("::ffff:1:2", 80, 0, 0), ("::ffff:1:2", 80, 0, 0)), (("192.0.2.1", 80), ("192.0.2.1", 80)),
+    ("::ffff:1.2", "::ffff:1.2"), (b"\0name", b"\0name"), ("", "")])
+def test_ipv4_address_of_an_ipv6_socket_is_plain(address, plain):
+    """What is no such address stays as it is."""
+    assert plain_address(address) == plain
 
 
-def test_socket_is_removed_if_it_is_still_ours(folder):
-    """The socket has been closed by then. Removing it again does nothing."""
-    path = UnixPath("here")
-    with path.taken():
-        bound("here").close()
-    path.remove()
-    path.remove()
-    assert os.listdir() == []
+@pytest.mark.parametrize(("one", "other", "same"), [
+    (("::ffff:192.0.2.1", 80, 0, 0), ("192.0.2.1", 80), True), (("::1", 80, 0, 0), ("::1", 80), True),
+    (("192.0.2.1", 80), ("192.0.2.1", 81), False), (b"\0name", b"\0name", True), ("path", ("path", 80), False)])
+def test_peer_is_the_same_in_any_form(one, other, same):
+    """The kernel's form of its address is compared with the one that programs have."""
+    assert is_same_peer(one, other) is same
 
 
-def test_socket_of_a_successor_is_not_removed(folder):
-    """A dead one of somebody else's is not ours to remove, either."""
-    path = UnixPath("here")
-    with path.taken():
-        kept = bound("here")  # as long as it is open, its inode is not given to another file
-    with kept:
-        os.unlink("here")
-        bound("here").close()
-        path.remove()
-        assert os.listdir() == ["here"]
+@IPV6
+@pytest.mark.parametrize("host", ["", "::"])
+def test_server_everywhere_serves_both_families(host):
+    """An IPv4 client has its plain address, and a stop wakes both of them."""
+    seen = []
+    server_class = subclass(client_connected=lambda server, client: seen.append(client.address))
+    with server_class((host, 0), Echo).start() as server:
+        assert server.server_address[0] == "::" and len(server.server_address) == (4 if host else 2)
+        assert server.server_addresses == (server.server_address,) and server.listeners == (server.socket,)
+        port = server.server_address[1]
+        with socket.create_connection(("127.0.0.1", port)) as four, socket.create_connection(("::1", port)) as six:
+            for client in (four, six):
+                client.settimeout(GUARD)
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+            assert seen == [four.getsockname(), six.getsockname() if host else six.getsockname()[:2]]
+            assert server.stop().drained == 2
 
 
-def test_socket_of_a_successor_with_the_same_inode_is_not_removed_while_it_listens(folder):
-    """A file system may give the number of a file that has gone to the next one."""
-    path = UnixPath("here")
-    with path.taken():
-        made = bound("here")
-    with made:
-        made.listen()
-        path.remove()
-        assert os.listdir() == ["here"]
+def test_host_that_is_empty_is_ipv4_where_there_is_no_dual_stack(monkeypatch):
+    """The server is as that of socketserver."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with ThreadedTCPServer(("", 0), Echo).start() as server:
+        assert server.socket.family == socket.AF_INET
+        assert ask(("127.0.0.1", server.server_address[1])) == b"ping\n"
 
 
-def test_socket_in_a_folder_that_has_gone_is_no_error_at_the_end(folder):
-    """There is nothing to remove."""
-    os.mkdir("inner")
-    path = UnixPath("inner/here")
-    with path.taken():
-        bound("inner/here").close()
-    os.unlink("inner/here")
-    os.rmdir("inner")
-    path.remove()
+@IPV6
+def test_client_that_has_detached_its_socket_is_woken_by_its_plain_address():
+    """The connection is found again by its peer, whose address the kernel gives in another form."""
+    detached = []
+    gate = Gate(lambda handler: (detached.append(socket.socket(fileno=handler.request.detach())),
+                                 taken_over.release.set(), detached[0].recv(1)))
+    taken_over = Gate()
+    gate.release.set()
+    with ThreadedTCPServer(("", 0), gate.handler).start() as server:
+        with connect(("127.0.0.1", server.server_address[1])) as client:
+            wait_until(taken_over.release)
+            report = server.stop()
+            detached[0].close()
+            assert receive_all(client) == b""
+    assert (report.drained, report.forced) == (1, 0)
 
 
-def test_servers_that_take_a_path_at_once_are_one_server(folder):
-    """All but one are refused, and the one that is not serves."""
-    barrier, servers, errors = threading.Barrier(8), [], []
+def test_error_has_the_address_as_an_attribute():
+    """Whoever shows it in another way need not take the text apart."""
+    with socket.create_server(LOOPBACK) as other:
+        with pytest.raises(OSError) as raised:
+            ThreadedTCPServer(other.getsockname(), Echo)
+        assert raised.value.listener == other.getsockname()
 
-    def take():
-        barrier.wait()
-        try:
-            with UnixPath("here").taken():
-                servers.append(ThreadedUnixStreamServer("here", Echo))
-        except OSError as error:
-            errors.append(error.errno)
 
-    with running(take), running(take), running(take), running(take), running(take), running(take), running(take):
-        take()
-    with servers[0].start() as server:
-        assert ask(server) == b"ping\n"
-    assert errors == [errno.EADDRINUSE] * 7
+@pytest.mark.parametrize("host", ["", "::"])
+def test_name_for_everywhere_is_not_looked_up(host):
+    """The server knows what it means."""
+    assert resolve_name(host, 80) == [(host, 80)]
+
+
+def test_name_has_all_its_addresses_but_those_of_others(monkeypatch):
+    """One that the system does not have is left out, unless there is no other."""
+    found = [("127.0.0.1", 80), ("192.0.2.1", 80), ("2001:db8::1", 80, 0, 0), ("127.0.0.1", 80)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **keywords: [
+        (None, None, None, None, address) for address in found])
+    assert resolve_name("name", 80) == [("127.0.0.1", 80)]
+    del found[0], found[-1]
+    assert resolve_name("name", 80) == found
+    del found[0]
+    assert resolve_name("name", 80) == found
+
+
+def test_name_of_an_address_that_may_not_be_tried_is_listened_on(monkeypatch):
+    """Listening will raise the error."""
+    def refuse(*arguments):
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **keywords: [
+        (None, None, None, None, (host, 80)) for host in ("127.0.0.1", "127.0.0.2")])
+    assert resolve_name("name", 80) == [("127.0.0.1", 80), ("127.0.0.2", 80)]

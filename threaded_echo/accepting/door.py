@@ -12,6 +12,7 @@ from __future__ import annotations
 import select
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -94,11 +95,42 @@ class EpollDoor:
         self._waker.close()
 
 
-class PollDoor:
-    """One thread polls the listener; the others wait for their turn. For platforms without epoll."""
+class EpollDoorOfSeveral(EpollDoor):
+    """The same for several listeners, which are in an epoll object of their own, level-triggered.
 
-    def __init__(self, listener: int) -> None:
+    That one is what the outer one watches: it is readable while any listener is, and lets one thread through.
+    """
+
+    def __init__(self, listener: int, others: Sequence[int]) -> None:
+        self._inner = select.epoll()
+        self._first = listener
+        for descriptor in (listener, *others):
+            self._inner.register(descriptor, select.EPOLLIN)
+        super().__init__(self._inner.fileno())
+
+    def reopen(self, listener: int) -> None:
+        """As `Door.reopen`; ``listener`` is the first one."""
+        if listener >= 0:
+            if listener != self._first:
+                with suppress(OSError):  # it is closed, which has taken it out
+                    self._inner.unregister(self._first)
+                self._first = listener
+            with suppress(FileExistsError):  # it is there, in most cases
+                self._inner.register(listener, select.EPOLLIN)
+        super().reopen(self._inner.fileno())
+
+    def close(self) -> None:
+        """As `Door.close`."""
+        super().close()
+        self._inner.close()
+
+
+class PollDoor:
+    """One thread polls the listeners; the others wait for their turn. For platforms without epoll."""
+
+    def __init__(self, listener: int, others: Sequence[int] = ()) -> None:
         self._listener = listener
+        self._others = list(others)
         self._is_shut = False
         self._waker = Waker()
         self._is_taken = False  # from wait to reopen; guarded by the condition's lock
@@ -110,7 +142,8 @@ class PollDoor:
             self._poll = select.poll()
             self._poll.register(self._waker.fileno(), select.POLLIN)
             try:
-                self._poll.register(listener, select.POLLIN)
+                for descriptor in (listener, *others):
+                    self._poll.register(descriptor, select.POLLIN)
             except BaseException:  # as above
                 self.close()
                 raise
@@ -138,12 +171,17 @@ class PollDoor:
             self._turn.notify()
 
     def _is_ready(self, timeout: float | None) -> bool:
-        """Return whether the listener has a connection."""
+        """Return whether a listener has a connection."""
         if self._poll is not None:
             ready = self._poll.poll(None if timeout is None else timeout * 1000)
-            return any(descriptor == self._listener for descriptor, _ in ready)
+            for descriptor, event in ready:
+                if event & select.POLLNVAL and descriptor in self._others:  # the program has closed it
+                    self._others.remove(descriptor)
+                    self._poll.unregister(descriptor)
+            return any(descriptor != self._waker.fileno() for descriptor, _ in ready)
         try:  # Windows
-            return self._listener in select.select([self._listener, self._waker.fileno()], [], [], timeout)[0]
+            ready_to_read = select.select([self._listener, *self._others, self._waker.fileno()], [], [], timeout)[0]
+            return any(descriptor != self._waker.fileno() for descriptor in ready_to_read)
         except (OSError, ValueError):  # the listener is closed, as accepting will find
             return True
 
@@ -168,6 +206,8 @@ class PollDoor:
         self._waker.close()
 
 
-def make_door(listener: int) -> Door:
-    """Make the best door that the platform has, for a listening socket's descriptor."""
-    return EpollDoor(listener) if hasattr(select, "epoll") else PollDoor(listener)
+def make_door(listener: int, others: Sequence[int] = ()) -> Door:
+    """Make the best door that the platform has, for the descriptors of listening sockets, most often of one."""
+    if not hasattr(select, "epoll"):
+        return PollDoor(listener, others)
+    return EpollDoorOfSeveral(listener, others) if others else EpollDoor(listener)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..transport import tls
+from ..transport.several import listeners_of
 
 logger = logging.getLogger("threaded_echo")
 
@@ -76,8 +77,15 @@ class AcceptFailures:
 
 
 def is_broken(server: Any) -> bool:
-    """Return whether the listener can no longer accept: it is closed, no socket, or no longer listening."""
-    listener = getattr(server, "socket", None)
+    """Return whether a listener can no longer accept: it is closed, no socket, or no longer listening.
+
+    Of several, those that the program has closed do not count, except the first one.
+    """
+    first, *others = listeners_of(server)
+    return _is_broken(first) or any(other.fileno() >= 0 and _is_broken(other) for other in others)
+
+
+def _is_broken(listener: Any) -> bool:
     if not isinstance(listener, socket.socket):
         return False
     try:

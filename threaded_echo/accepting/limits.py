@@ -167,6 +167,10 @@ class Limits:
 
     # For whoever makes room.
 
+    def holds(self, loop: Entrance) -> bool:
+        """Return whether the door of a loop is held."""
+        return loop in self._held
+
     def release(self) -> None:
         """Open the doors that are held, if there is room."""
         if not self._held:

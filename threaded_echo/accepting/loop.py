@@ -14,12 +14,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..clients.client import Client
 from ..clients.period import Period
 from ..clients.registry import HandlerRegistry
+from ..transport.several import listeners_of
 from .door import Door, PollDoor, make_door
 from .limits import Limits
 
@@ -45,10 +46,13 @@ class Loop:
         self._attached = 1  # the loop itself, and the handler threads that accept for it; guarded by the server's lock
         self._error: BaseException | None = None  # an error that an idle thread has met at the door
 
-    def open(self, fileno: Callable[[], int]) -> None:
-        """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may replace."""
+    def open(self, fileno: Callable[[], int], others: Sequence[int] = ()) -> None:
+        """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may replace.
+
+        ``others``: the descriptors of further listeners.
+        """
         self._fileno = fileno
-        door = make_door(fileno()) if self.forever else PollDoor(fileno())
+        door = (make_door if self.forever else PollDoor)(fileno(), others)
         with self._registry.lock:
             self._door = door
             if self.stopped:
@@ -142,11 +146,13 @@ class Loop:
 class Background(threading.Thread):
     """The thread of `start`."""
 
-    def __init__(self, serve_forever: Callable[[], None], changed: threading.Condition) -> None:
+    def __init__(self, serve_forever: Callable[[], None], changed: threading.Condition,
+                 when_accepting: Callable[[], None] | None = None) -> None:
         super().__init__(name="threaded_echo serving", daemon=True)
         self.is_over = False  # it has nothing left to do but to return; guarded by the server's lock
         self._changed = changed
         self._serve_forever: Callable[[], None] | None = serve_forever
+        self._when_accepting = when_accepting
         self._over = threading.Event()  # the start, one way or the other
         self._accepts = False
         self._error: BaseException | None = None
@@ -172,7 +178,10 @@ class Background(threading.Thread):
         return self.is_alive() and not self._over.is_set()
 
     def accepting(self) -> None:
-        """Tell `start` that this thread accepts."""
+        """Tell `start`, or whoever wants to know, that this thread accepts."""
+        when_accepting, self._when_accepting = self._when_accepting, None
+        if when_accepting is not None:
+            when_accepting()
         self._accepts = True
         self._over.set()
 
@@ -197,6 +206,7 @@ class Loops:
         self.ends_next = False
         self.was_asked = False  # socketserver's own shutdown has found a loop to end
         self.poll_interval: float | None = 0.5  # for a loop in socketserver's own serve_forever
+        self.closes_later = False  # the listeners are closed, and the program's server_close is still to be called
         self.since: float | None = None  # time.monotonic() when it first accepted
         self.when_stopped: Callable[[], None] = lambda: None  # called with the lock held, by `stop_locked`
 
@@ -204,13 +214,17 @@ class Loops:
         """Serve in a background thread, and return once it accepts. Raises what keeps it from that."""
         self.begin(serve_forever).wait_until_accepting()
 
-    def begin(self, serve_forever: Callable[[], None]) -> Background:
-        """Begin to serve in a background thread. Raises RuntimeError if the server is serving already."""
+    def begin(self, serve_forever: Callable[[], None],
+              when_accepting: Callable[[], None] | None = None) -> Background:
+        """Begin to serve in a background thread, which calls ``when_accepting`` once it accepts.
+
+        Raises RuntimeError if the server is serving already.
+        """
         with self._registry.lock:
             if self.in_forever_locked() or self.background is not None and self.background.is_starting():
                 raise RuntimeError(_ALREADY)
             self.ends_next = False
-            background = self.background = Background(serve_forever, self._registry.changed)
+            background = self.background = Background(serve_forever, self._registry.changed, when_accepting)
             # With the lock held, for the check above; it needs nothing but a thread that has not seen the lock yet.
             background.start()
         return background
@@ -259,6 +273,11 @@ class Loops:
             if value:
                 self.stop_locked()
 
+    def end_accepting(self) -> None:
+        """End every loop's waiting, ahead of a stop."""
+        with self._registry.lock:
+            self.stop_locked()
+
     def stop_locked(self) -> None:
         """End every loop's waiting."""
         for loop in self.running:
@@ -268,13 +287,14 @@ class Loops:
 
 def check_listening(server: Any) -> None:
     """Raise RuntimeError for a stream socket that does not listen: waiting for connections on it would spin."""
-    listener: Any = getattr(server, "socket", None)
-    try:
-        listens = listener.type != socket.SOCK_STREAM or listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except (AttributeError, OSError):  # a platform that cannot tell, or a listener that is no socket
-        return
-    if not listens:
-        raise RuntimeError("this server does not listen: call server_bind() and server_activate() first")
+    for listener in listeners_of(server):
+        try:
+            listens = (listener.type != socket.SOCK_STREAM
+                       or listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        except (AttributeError, OSError):  # a platform that cannot tell, or a listener that is no socket
+            continue
+        if not listens:
+            raise RuntimeError("this server does not listen: call server_bind() and server_activate() first")
 
 
 def unblock(server: Any) -> None:
@@ -285,7 +305,8 @@ def unblock(server: Any) -> None:
     share it: it stays as it is when the loop ends. Python's own idea of the socket's time-out is left alone. So is a
     datagram socket, through which handlers send.
     """
-    listener = getattr(server, "socket", None)
-    if isinstance(listener, socket.socket) and listener.type == socket.SOCK_STREAM and listener.gettimeout() is None:
-        if hasattr(os, "set_blocking") and os.name == "posix":  # not for Windows' sockets
-            os.set_blocking(listener.fileno(), False)
+    for listener in listeners_of(server):
+        if isinstance(listener, socket.socket) and listener.type == socket.SOCK_STREAM:
+            if listener.gettimeout() is None and listener.fileno() >= 0:
+                if hasattr(os, "set_blocking") and os.name == "posix":  # not for Windows' sockets
+                    os.set_blocking(listener.fileno(), False)

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from ..options import check, check_server
+from ..transport.several import listeners_of, others_of
 from .loop import Loop, check_listening, unblock
 
 
@@ -44,11 +45,12 @@ def _opens(server: Any, state: Any, loop: Loop) -> bool:
     """Start the workers and make the door; False if a stop has come first."""
     try:
         check_listening(server)
+        server._threaded_check_listeners()
         state.believe_proxies(server)
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         _set_timeouts(server, state, loop)
         unblock(server)
-        loop.open(server.fileno)
+        loop.open(server.fileno, others_of(server))
     except (OSError, ValueError, RuntimeError):
         # A stop may close the listener meanwhile, if a signal handler calls it in this very thread.
         if not loop.stopped:
@@ -69,10 +71,11 @@ def handle_request(server: Any, state: Any) -> None:
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
+        server._threaded_check_listeners()
         _set_timeouts(server, state, loop)
         unblock(server)
         try:
-            loop.open(server.fileno)
+            loop.open(server.fileno, others_of(server))
         except OSError as error:  # out of descriptors
             server._threaded_meet_accept_error(error, loop.period)
             return
@@ -94,5 +97,5 @@ def handle_request(server: Any, state: Any) -> None:
 def _set_timeouts(server: Any, state: Any, loop: Loop) -> None:
     """Begin to watch the clients' deadlines, and set those that the kernel keeps."""
     check({name: getattr(server, name) for name in ("idle_timeout", "lifetime", "keepalive", "send_timeout")})
-    state.kernel_timeouts.set_up(getattr(server, "socket", None), server.keepalive, server.send_timeout)
+    state.kernel_timeouts.set_up(listeners_of(server), server.keepalive, server.send_timeout)
     state.deadlines.begin(server, loop.period)

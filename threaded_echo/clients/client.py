@@ -14,6 +14,7 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
+from ..transport.credentials import Credentials
 from ..transport.kernel_timeouts import has_send_timed_out
 from ..transport.tcp_info import has_ended_its_stream
 from ..transport.tls import TLSDetails
@@ -38,8 +39,8 @@ class Client:
     """One connection, from accept to close. Only the server makes clients; programs read these and set none:
 
     - ``number``: 1, 2, 3 and so on; one server never uses a number twice.
-    - ``address``: its address, ``(host, port)`` on IPv4: what ``get_request`` has returned; or, as soon as that is
-      known, what a proxy has told in its PROXY header.
+    - ``address``: its address, ``(host, port)`` on IPv4, also if the listening socket serves IPv6 as well: what
+      ``get_request`` has returned; or, as soon as that is known, what a proxy has told in its PROXY header.
     - ``thread``: the `threading.Thread` that serves it; ``None`` before its handler starts and after it has gone.
     - ``tls``: ``None`` without TLS and before the handshake is done. Afterwards ``tls.version``, such as ``"TLSv1.3"``;
       ``tls.cipher``, its name; ``tls.alpn``, the protocol that both sides have agreed on, or ``None``; and
@@ -136,6 +137,15 @@ class Client:
             if self._data is None:
                 self._data = {}
             return self._data
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The peer of a Unix socket, as a tuple (``pid``, ``uid``, ``gid``); ``None`` if the platform cannot tell.
+
+        It is the process that has connected, as the kernel has noted it then; by now another one may have its number,
+        or its connection. ``None``, too, for TCP.
+        """
+        return self._connection.credentials()
 
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like), and return when the kernel has taken it.

@@ -19,6 +19,8 @@ from contextlib import suppress
 from typing import Any
 
 from ..transport import tls
+from ..transport.credentials import Credentials, read_credentials
+from ..transport.listeners import is_same_peer
 from ..transport.tcp_info import Traffic, read_traffic
 
 
@@ -34,7 +36,7 @@ class Connection:
     """The socket of one client, or whatever the program's ``get_request`` has made of it."""
 
     __slots__ = ("request", "accepted", "sending", "awaits_header", "_address", "_lock", "_descriptor", "_unsendable",
-                 "_final")
+                 "_final", "_credentials")
 
     def __init__(self, request: Any, address: Any, lock: threading.RLock) -> None:
         self.request = request  # None after release
@@ -42,6 +44,7 @@ class Connection:
         self._address = address
         self._lock = lock  # guards all fields but _unsendable
         self._final: Traffic | None = None
+        self._credentials: Credentials | None = None  # once they have been asked for, or the client has gone
         self.sending = threading.Lock()  # held during one whole send; guards _unsendable
         self._unsendable: str | None = None  # why nothing can be sent
         self.awaits_header = False  # a proxy's, to be read by the thread that serves the client
@@ -63,6 +66,13 @@ class Connection:
             if self._descriptor < 0 or self._final is not None:
                 return self._final
             return read_traffic(self.request)
+
+    def credentials(self) -> Credentials | None:
+        """Return who is at the other end of a Unix socket."""
+        with self._lock:
+            if self._credentials is None and self._descriptor >= 0:
+                self._credentials = read_credentials(self.request)
+            return self._credentials
 
     def send(self, data: Any) -> None:
         """Send all of ``data``. Raises OSError if the connection has ended or ends meanwhile."""
@@ -141,7 +151,8 @@ class Connection:
             # If the request still has its descriptor, it had it when it was duplicated. If not, its handler has closed
             # or detached it; in the second case the descriptor still leads to the same peer.
             # (An unnamed Unix peer is like any other, and is not looked for.)
-            if request.fileno() == descriptor or self._address and duplicate.getpeername() == self._address:
+            if (request.fileno() == descriptor
+                    or self._address and is_same_peer(duplicate.getpeername(), self._address)):
                 duplicate.shutdown(how)
 
     def follow(self, request: Any) -> None:
@@ -174,6 +185,8 @@ class Connection:
         """
         if self._descriptor >= 0 and self._final is None:
             self._final = read_traffic(self.request)
+            if self._final is None:  # not TCP
+                self._credentials = self._credentials or read_credentials(self.request)
         self._descriptor = -1
         self.request = None
 

@@ -15,6 +15,7 @@ Guarantees:
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from typing import Any
 from .client import Client
 from .period import Period
 
+_LOOK = 0.1  # seconds
 _QUEUED = 256  # above this length, a queue of clients that have left is added up by its own thread
 
 
@@ -182,6 +184,16 @@ class HandlerRegistry:
         if len(self.live) <= self.awaited:
             with self.lock:
                 self.changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool], deadline: float) -> None:
+        """Wait until a condition on clients and threads is true, or until ``deadline``, a time of `time.monotonic`.
+
+        A stop that begins meanwhile has the notifications for itself, so this looks again from time to time, too.
+        """
+        with self.lock:
+            while not condition() and (remaining := deadline - time.monotonic()) > 0:
+                self.awaited = max(self.awaited, 0)
+                self.changed.wait(min(remaining, _LOOK))
 
     def clients(self) -> list[Client]:
         """Copy the live clients, in the order of their numbers."""

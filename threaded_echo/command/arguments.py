@@ -14,6 +14,7 @@ HOST, PORT = "127.0.0.1", 9999
 _OPTIONS: dict[str, tuple[Callable[[str], float], str, str]] = {
     "idle_timeout": (float, "S", "disconnect a client after so many seconds without a byte either way"),
     "lifetime": (float, "S", "disconnect a client so many seconds after it has connected"),
+    "linger_timeout": (float, "S", "how long clients may go on after the first signal, with no new ones"),
     "drain_timeout": (float, "S", "how long a stop waits for handlers to end by themselves"),
     "force_timeout": (float, "S", "how long it then waits once the connections are cut"),
     "max_clients": (int, "N", "the most clients at once"),
@@ -26,8 +27,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments, those of the process by default. Raises SystemExit(2) for wrong usage."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
-    if options.unix is not None and options.port is not None:
-        parser.error("argument --port: not allowed with argument --unix")
+    for other in ("unix", "systemd"):
+        if getattr(options, other) and options.port is not None:
+            parser.error(f"argument --port: not allowed with argument --{other}")
+    if options.unix_mode is not None and options.unix is None:
+        parser.error("argument --unix-mode: needs argument --unix")
     if options.unix is not None and options.idle_timeout is not None:
         parser.error("argument --idle-timeout: not allowed with argument --unix, whose clients' silence is not known")
     if options.tls_cert is None and (options.tls_key or options.tls_ca):
@@ -43,6 +47,8 @@ def server_options(options: argparse.Namespace) -> dict[str, Any]:
     settings["proxy_protocol"] = tuple(options.proxy_protocol)
     settings["executor"] = options.workers
     settings["one_cpu"] = options.one_cpu
+    settings["unix_mode"] = options.unix_mode
+    settings["allow_reuse_port"] = options.reuse_port
     settings["at_limit"] = options.at_limit
     return settings
 
@@ -57,9 +63,15 @@ def _make_parser() -> argparse.ArgumentParser:
 
     where = parser.add_argument_group("where it listens")
     place = where.add_mutually_exclusive_group()
-    place.add_argument("--host", default=HOST, metavar="NAME", help="an address or a name (default: %(default)s)")
+    place.add_argument("--host", action="append", metavar="NAME",
+                       help="an address, or a name for all that it has; may be given several times; \"\" is "
+                            f"everywhere, with IPv4 and IPv6 (default: {HOST})")
     place.add_argument("--unix", type=_path, metavar="PATH", help="listen on a Unix socket instead")
+    place.add_argument("--systemd", action="store_true", help="listen on the sockets that systemd hands in instead")
     where.add_argument("--port", type=_port, metavar="N", help=f"0 picks a free port (default: {PORT})")
+    where.add_argument("--reuse-port", action="store_true", help="share the port with other processes")
+    where.add_argument("--unix-mode", type=_mode, metavar="MODE",
+                       help="the permissions of the Unix socket's file, such as 660 (default: the umask's)")
 
     how = parser.add_argument_group("how it serves")
     how.add_argument("--handler", type=_handler, metavar="MODULE:CLASS",
@@ -90,7 +102,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
     end = parser.add_argument_group("when it stops")
     end.add_argument("--duration", type=_checked(check_seconds, float), metavar="S", help="stop after so many seconds")
-    for name in ("drain_timeout", "force_timeout"):
+    for name in ("linger_timeout", "drain_timeout", "force_timeout"):
         _add_option(end, name)
 
     output = parser.add_argument_group("what it prints")
@@ -140,6 +152,12 @@ def _network(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("it: ")) from None
     return text
+
+
+def _mode(text: str) -> int:
+    if not 1 <= len(text) <= 4 or set(text) - set("01234567") or int(text, 8) > 0o777:
+        raise argparse.ArgumentTypeError(f"must be an octal number from 0 to 777, not {text!r}")
+    return int(text, 8)
 
 
 def _path(text: str) -> str:

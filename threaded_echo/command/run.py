@@ -5,7 +5,6 @@ import argparse
 import importlib
 import logging
 import os
-import socket
 import socketserver
 import sys
 from collections.abc import Sequence
@@ -19,9 +18,9 @@ from ..mixin import ThreadedMixIn
 from ..observe.logs import NOTICE
 from ..server import ThreadedTCPServer, ThreadedUnixStreamServer
 from ..state import ServerState
-from ..transport import certificates, proxy_protocol
-from ..transport.listeners import UnixPath, show_address
-from .arguments import parse, server_options
+from ..transport import certificates, proxy_protocol, systemd
+from ..transport.listeners import resolve_name, show_address
+from .arguments import HOST, parse, server_options
 from .output import Output
 
 logger = logging.getLogger("threaded_echo")
@@ -64,8 +63,8 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
     reason = None
     with ExitStack() as stack:
         try:
-            server = _make_server(stack, options, handler)
-            stack.callback(server.socket.close)
+            server = _make_server(options, handler)
+            stack.callback(server._threaded_close_if_open)
         except Failed as error:
             logger.error("%s", " ".join(str(error).splitlines()))
             return FAILED
@@ -83,8 +82,8 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
     return SURVIVORS if report.survivors else FAILED if reason is not None else OK
 
 
-def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -> Any:  # a _Server
-    """Make a server that listens; the stack removes its Unix socket. Raises Failed."""
+def _make_server(options: argparse.Namespace, handler: type) -> Any:  # a _Server
+    """Make a server that listens. Raises Failed."""
     settings = server_options(options)
     if options.proxy_protocol:
         try:
@@ -92,33 +91,40 @@ def _make_server(stack: ExitStack, options: argparse.Namespace, handler: type) -
         except ImportError as error:
             raise Failed(str(error)) from error
     if options.tls_cert is None:
-        return _listen(stack, options, handler, settings)
+        return _listen(options, handler, settings)
     renew = partial(certificates.server_context, options.tls_cert, options.tls_key, options.tls_ca)
     try:
         settings["ssl_context"] = renew()
     except OSError as error:
         raise Failed(f"cannot load {error.filename}: {error.strerror}" if error.filename else str(error)) from error
-    server = _listen(stack, options, handler, settings)
+    server = _listen(options, handler, settings)
     own = ServerState.of(server).certificates
     own.files, own.renew = (options.tls_cert, options.tls_key), renew
     return server
 
 
-def _listen(stack: ExitStack, options: argparse.Namespace, handler: type, settings: dict[str, Any]) -> Any:
+def _listen(options: argparse.Namespace, handler: type, settings: dict[str, Any]) -> Any:  # a _Server
+    """Make the server. Raises Failed."""
+    tcp: Any = type("_TCPServer", (_Server, ThreadedTCPServer), settings)
+    place: Any = None
     try:
+        if options.systemd:
+            return tcp.from_sockets(systemd.take_sockets(), handler)
         if options.unix is not None:
-            path = UnixPath(options.unix)
-            with path.taken():
-                server = type("_UnixServer", (_Server, ThreadedUnixStreamServer), settings)(options.unix, handler)
-            stack.callback(path.remove)
-            return server
-        family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
-        return type("_TCPServer", (_Server, ThreadedTCPServer), settings | {"address_family": family})(address, handler)
+            place = options.unix
+            return type("_UnixServer", (_Server, ThreadedUnixStreamServer), settings)(options.unix, handler)
+        addresses = []
+        for host in options.host or [HOST]:
+            place = (host, options.port)
+            addresses += resolve_name(*place)
+        return tcp(list(dict.fromkeys(addresses)), handler)
+    except systemd.NotGiven as error:
+        raise Failed(str(error)) from error
     except (OSError, UnicodeError, NotImplementedError) as error:  # UnicodeError: of a name that cannot be one
-        place = show_address(options.unix or (options.host, options.port))
+        place = getattr(error, "listener", place)
         # An OSError's own text names the address, too.
         reason = error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else error
-        raise Failed(f"cannot listen on {place}: {reason}") from error
+        raise Failed(f"cannot listen on {show_address(place)}: {reason}") from error
 
 
 def load_handler(name: str) -> type[socketserver.BaseRequestHandler]:

@@ -37,6 +37,24 @@ class KernelTimeouts:
     def __init__(self) -> None:
         self.set_on_each: Callable[[Any], None] | None = None
         """Called with each connection as it is accepted; ``None`` if there is nothing to set."""
+        self._listeners: list[ListenerTimeouts] = []
+
+    def set_up(self, listeners: list[Any], keepalive: float | None, send_timeout: float | None) -> None:
+        """Set the time-outs on each listener: see `ListenerTimeouts.set_up`."""
+        while len(self._listeners) < len(listeners):
+            self._listeners.append(ListenerTimeouts())
+        self.set_on_each = None
+        for timeouts, listener in zip(self._listeners, listeners, strict=False):
+            timeouts.set_up(listener, keepalive, send_timeout)
+            self.set_on_each = self.set_on_each or timeouts.set_on_each
+
+
+class ListenerTimeouts:
+    """What is asked of the kernel for one listener."""
+
+    def __init__(self) -> None:
+        self.set_on_each: Callable[[Any], None] | None = None
+        """Called with each connection as it is accepted; ``None`` if there is nothing to set."""
         self._last: tuple[object, ...] = ()  # what set_up was called with
         self._has_set_keepalive = False  # on that listener, and so it is this object that takes it back
         self._has_set_send_timeout = False

@@ -1,20 +1,14 @@
-"""Where a server listens: addresses as people write them, their families, and the paths of Unix sockets."""
+"""Where a server listens: addresses as people write them, and what they mean."""
 from __future__ import annotations
 
 import errno
 import os
 import socket
-import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from ..observe.logs import printable
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows, which has no Unix sockets
-    fcntl = None  # type: ignore[assignment]
 
 
 def show_address(address: Any) -> str:
@@ -47,71 +41,92 @@ def resolve_ipv6(address: Any) -> Any:
     return found[0][4] if len(address) == 2 else address
 
 
+class Place(NamedTuple):
+    """One address to listen on, as a socket is to be made for it."""
+
+    address: Any
+    family: int
+    v6only: bool | None = None
+    """Whether IPv4 is kept out; ``None``: as the system has it."""
+    is_short: bool = False
+    """Whether addresses are ``(host, port)`` there, also those of IPv6: programs that give ``""`` expect two items."""
+
+    def prepare(self, listener: socket.socket) -> None:
+        """Set what has to be set before binding."""
+        if self.v6only is not None:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, self.v6only)
+
+    def short(self, address: Any) -> Any:
+        """Leave out what programs do not expect of an address."""
+        return address[:2] if self.is_short else address
+
+
+def place_of(address: Any) -> Place:
+    """Say how to listen on an address: ``""`` and ``"::"`` are both IPv4 and IPv6, if the system can do that."""
+    if isinstance(address, tuple) and len(address) == 2 and address[0] == "" and socket.has_dualstack_ipv6():
+        return Place(("::", address[1]), socket.AF_INET6, v6only=False, is_short=True)
+    resolved = resolve_ipv6(address)
+    if resolved is None:
+        return Place(address, socket.AF_INET)
+    is_any = resolved[0] == "::" and socket.has_dualstack_ipv6()
+    return Place(resolved, socket.AF_INET6, v6only=False if is_any else None)
+
+
+def places_of(addresses: list[Any]) -> list[Place]:
+    """Say how to listen on several addresses. IPv4 is not IPv6's where the same port is listed for IPv4, too."""
+    places = [place_of(address) for address in addresses]
+    ports = {place.address[1] for place in places
+             if place.family == socket.AF_INET and isinstance(place.address, tuple) and len(place.address) > 1}
+    return [place._replace(v6only=True) if place.v6only is False and place.address[1] in ports - {0} else place
+            for place in places]
+
+
+def resolve_name(host: str, port: int) -> list[Any]:
+    """Return the addresses of a host to listen on: all that a name has. Raises OSError or UnicodeError.
+
+    Of several, those are left out that this machine does not have, such as that of IPv6 in ``localhost`` without IPv6.
+    """
+    if host in ("", "::"):
+        return [(host, port)]
+    found = list(dict.fromkeys(item[4] for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+    return found if len(found) == 1 else [address for address in found if _is_ours(address)] or found
+
+
+def _is_ours(address: Any) -> bool:
+    """Return whether this machine has an address."""
+    try:
+        with socket.socket(socket.AF_INET6 if len(address) == 4 else socket.AF_INET) as probe:
+            probe.bind((address[0], 0, *address[2:]))
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    return True
+
+
+def plain_address(address: Any) -> Any:
+    """Return an IPv4 address as such if it is one that an IPv6 socket shows as ``::ffff:192.0.2.1``."""
+    if isinstance(address, tuple) and len(address) == 4 and address[0].startswith("::ffff:") and "." in address[0]:
+        return (address[0].removeprefix("::ffff:"), address[1])
+    return address
+
+
+def is_same_peer(one: Any, other: Any) -> bool:
+    """Return whether two addresses are those of one peer, in whatever form each was given to programs."""
+    one, other = plain_address(one), plain_address(other)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return one[:2] == other[:2]  # a scope is in the host, too
+    return bool(one == other)
+
+
 @contextmanager
 def errors_name(address: Any) -> Iterator[None]:
-    """Add the address to an OSError: "[Errno 98] Address already in use: 127.0.0.1:9999"."""
+    """Add the address to an OSError: "[Errno 98] Address already in use: 127.0.0.1:9999".
+
+    The address itself is its attribute ``listener``.
+    """
     try:
         yield
     except OSError as error:
         if error.strerror:
             error.strerror = f"{error.strerror}: {show_address(address)}"
+        vars(error).setdefault("listener", address)
         raise
-
-
-class UnixPath:
-    """A path for a Unix socket to listen on, which is free or has the socket of a server that has ended.
-
-    Between the look at what is there and the moment when the new socket listens, another server could do the same, and
-    one would remove the other's socket. So both do it with a lock held on the folder, which leaves nothing behind.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: tuple[int, int] | None = None
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Free the path for a socket that is bound, and listens, in the ``with`` block.
-
-        Raises OSError if another server listens there, or if the path is not a socket; either is left alone.
-        """
-        with self._locked():
-            found = self._stat()
-            if found is not None and not stat.S_ISSOCK(found.st_mode):
-                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a file that is not a socket"
-                raise FileExistsError(errno.EEXIST, f"it is {kind}")
-            if found is not None and self._is_dead():
-                os.unlink(self._path)
-            yield
-            made = self._stat()
-            self._file = made and (made.st_dev, made.st_ino)
-
-    def remove(self) -> None:
-        """Remove the socket, once it is closed, if it is still the one that was made."""
-        with suppress(OSError), self._locked():  # the folder may have gone
-            found = self._stat()
-            # Once the socket is closed, a successor that has replaced it may be given the same inode: but that listens.
-            if found is not None and (found.st_dev, found.st_ino) == self._file and self._is_dead():
-                os.unlink(self._path)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold a lock on the folder."""
-        folder = os.open(os.path.dirname(self._path) or os.curdir, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)  # which unlocks it
-
-    def _stat(self) -> os.stat_result | None:
-        try:
-            return os.lstat(self._path)
-        except OSError:  # nothing is there, or the folder may not be searched: then binding raises the error
-            return None
-
-    def _is_dead(self) -> bool:
-        """Return whether no server listens there."""
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)  # a listener whose queue is full is alive, too
-            return probe.connect_ex(self._path) == errno.ECONNREFUSED
