@@ -35,6 +35,7 @@ from .handlers import ClientHandler, EchoHandler, LineHandler
 from .observe.stats import ServerStats
 from .clients.client import Client
 from .mixin import ThreadedMixIn
+from .offloading.threads import WorkerThreads
 from .server import ThreadedTCPServer, ThreadedUnixStreamServer
 from .report import StopReport, Survivor
 from .clients.threads import current_client
@@ -56,5 +57,6 @@ __all__ = [
     "ThreadedTCPServer",
     "ThreadedUnixStreamServer",
     "WorkerDied",
+    "WorkerThreads",
     "current_client",
 ]

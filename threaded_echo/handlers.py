@@ -98,6 +98,14 @@ class ClientHandler(socketserver.BaseRequestHandler):
         """
         return self.server._threaded_state.offload(self.server, function, args, kwargs)  # type: ignore[attr-defined]
 
+    def offload_within(self, seconds: float | None, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do as `offload`, but raise TimeoutError if the call has not returned ``seconds`` after it was made.
+
+        ``None``: wait for as long as it takes. *Thread safety*: the handler's own thread.
+        """
+        state = self.server._threaded_state  # type: ignore[attr-defined]
+        return state.offload_within(self.server, seconds, function, args, kwargs)
+
     def _sender(self) -> Callable[[Any], None]:
         """Return what sends a reply: the connection itself, unless a subclass has a ``send`` of its own."""
         if getattr(self.send, "__func__", None) is ClientHandler.send:
@@ -170,6 +178,11 @@ class LineHandler(ClientHandler):
         """Send the replies that are ready, then do as `ClientHandler.offload`."""
         self._flush()
         return super().offload(function, *args, **kwargs)
+
+    def offload_within(self, seconds: float | None, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Send the replies that are ready, then do as `ClientHandler.offload_within`."""
+        self._flush()
+        return super().offload_within(seconds, function, *args, **kwargs)
 
     def _process_lines(self, lines: list[bytes]) -> None:
         """Process lines that have arrived together."""

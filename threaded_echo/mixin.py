@@ -19,6 +19,7 @@ from .clients.client import Client
 from .compatibility import NonDataProperty, ShutDownEvent, ThreadList
 from .hooks_accepting import AcceptingHooks
 from .observe.stats import ServerStats
+from .offloading.call import OffloadedCall
 from .report import StopReport
 from .state import ServerState
 
@@ -34,9 +35,9 @@ class ThreadedMixIn(AcceptingHooks):
     It goes before a server class that is built on socketserver: ``class Server(ThreadedMixIn, HTTPServer)``.
 
     For the caller: ``start``, ``run``, ``serve_forever``, ``handle_request``; ``shutdown``, ``server_close``, ``stop``,
-    or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``. To override:
-    ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread safety*: all methods for the
-    caller may be used from any thread, a handler's included.
+    or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``, ``offload_within``,
+    ``offloads``. To override: ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread
+    safety*: all methods for the caller may be used from any thread, a handler's included.
     """
 
     # The options: options.py has their defaults and their documentation.
@@ -47,6 +48,9 @@ class ThreadedMixIn(AcceptingHooks):
     executor: Any
     max_offloads: int | None
     at_offload_limit: str
+    max_offloads_per_host: int | None
+    offload_timeout: float | None
+    slow_offload: float | None
     logs_per_client: int | None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -210,7 +214,9 @@ class ThreadedMixIn(AcceptingHooks):
         - TypeError or ImportError if the call cannot be sent to a worker process;
         - `WorkerDied` if the worker process ends in the middle of the call;
         - `ServerStopping` when a stop cuts the connections, and for every later call;
-        - ConnectionAbortedError if the client's connection is reset or cut before the call begins;
+        - TimeoutError when the seconds of `offload_timeout` are over;
+        - ConnectionAbortedError if the client's connection is reset or cut meanwhile; a function that runs already is
+          left to end, since it may be in the middle of writing something, and keeps its worker until then;
         - `OffloadRefused` at the limit, if `at_offload_limit` is ``"refuse"``;
         - OSError if no descriptor is available to wait with, or a worker cannot be started.
 
@@ -220,6 +226,22 @@ class ThreadedMixIn(AcceptingHooks):
         Dask runs equal calls only once, unless the executor is made by ``client.get_executor(pure=False)``.
         """
         return ServerState.of(self).offload(self, function, args, kwargs)
+
+    def offload_within(self, seconds: float | None, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do as `offload`, with ``seconds`` in place of `offload_timeout`; ``None``: without a time-out.
+
+        The time counts from this call, the wait for its turn included. *Thread safety*: as `offload`.
+        """
+        return ServerState.of(self).offload_within(self, seconds, function, args, kwargs)
+
+    def offloads(self) -> tuple[OffloadedCall, ...]:
+        """Take a snapshot of the calls that are running or waiting, in the order in which they came.
+
+        Each has ``function`` (its name), ``client`` (``None``: a call of the program's own), ``seconds`` (since it was
+        made) and ``state`` (``"waiting"`` or ``"running"``). A function that runs on without its client is among them.
+        *Thread safety*: any thread.
+        """
+        return ServerState.of(self).offloads.snapshot()
 
     # What it tells.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .accepting.failures import AcceptFailures
@@ -13,7 +14,9 @@ from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
 from .observe.logs import BoundedLog
 from .observe.stats import ServerStats
+from .offloading.call import Terms
 from .offloading.calls import Offloads
+from .options import check_seconds
 from .stopping import Stopping
 
 
@@ -26,7 +29,7 @@ class ServerState:
         self.threads = HandlerThreads(self.registry)
         self.loops = Loops(self.registry)
         self.one_cpu = OneCpu()
-        self.offloads = Offloads(self.registry.lock)
+        self.offloads = Offloads(self.registry.lock, self.registry.notify_if_awaited)
         self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads)
         self.failures = AcceptFailures()
         self.logs = BoundedLog(logging.getLogger("threaded_echo"))
@@ -48,12 +51,22 @@ class ServerState:
 
     def offload(self, server: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``function`` in a server's executor: see ``ThreadedMixIn.offload``, whose name a program may have."""
+        return self.offload_within(server, server.offload_timeout, function, args, kwargs)
+
+    def offload_within(self, server: Any, seconds: float | None, function: Callable[..., Any], args: tuple[Any, ...],
+                       kwargs: dict[str, Any]) -> Any:
+        """The same with a deadline; ``None``: without one."""
+        if seconds is not None:
+            check_seconds("seconds", seconds)
         client = current_client()
         if not self.registry.owns(client):
             client = None  # of another server, in whose handler this one is called
         period = self.stopping.period if client is None else client._period
+        terms = Terms(seconds, server.slow_offload, server.max_offloads_per_host,
+                      partial(self.logs.log, server.logs_per_client))
         return self.offloads.call(period, client, server.executor, server.max_offloads,
-                                  server.at_offload_limit == "refuse", function, args, kwargs, self.one_cpu.lifted)
+                                  server.at_offload_limit == "refuse", function, args, kwargs, self.one_cpu.lifted,
+                                  terms)
 
     def stats(self) -> ServerStats:
         """Take a snapshot, which is consistent but for the bytes of live clients: those are read one by one."""
@@ -64,4 +77,4 @@ class ServerState:
         return ServerStats(accepted, totals.refused, len(live), peak, totals.finished, totals.failed,
                            self.failures.count, totals.bytes_received if known else None,
                            totals.bytes_sent if known else None, *self.threads.count(), *self.offloads.count(),
-                           self.loops.seconds_up())
+                           *self.offloads.durations(), self.loops.seconds_up())

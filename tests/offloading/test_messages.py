@@ -144,7 +144,7 @@ def test_socket_on_a_platform_that_cannot_send_one_goes_multiprocessings_own_way
 @pytest.mark.parametrize(("function", "name"), [
     (lambda: None, "test_messages.<lambda>"),
     (Compute().run, "Compute.run"),
-    (partial(Compute().run), "functools.partial"),
+    (partial(Compute().run), "Compute.run"),
 ])
 def test_function_that_is_not_a_modules_is_named(function, name):
     """The error says what to do."""

@@ -12,13 +12,16 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 
-from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer
+from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer, WorkerThreads
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading.processes import Workers
+from threaded_echo.offloading.threads import warned
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 from ..tools import GUARD, LOOPBACK, Gate, Meeting, running, until, wait_until
+
+warned.set()  # that WorkerThreads compute one at a time is known here
 
 
 class Meet(LineHandler):
@@ -76,6 +79,9 @@ def executor_of(kind: str) -> Iterator[Any]:
     """Make an option ``executor`` that takes two calls at once; shut it down."""
     if kind in ("inline", "workers"):
         yield {"inline": None, "workers": 2}[kind]
+    elif kind == "worker threads":
+        with WorkerThreads(2) as worker_threads:
+            yield worker_threads
     elif kind == "threads":
         with ThreadPoolExecutor(2) as threads:
             yield threads
@@ -164,6 +170,6 @@ def calling(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[l
         yield outcome
 
 
-KINDS = ["inline", "workers", "threads", "submit", "processes"]
+KINDS = ["inline", "workers", "worker threads", "threads", "submit", "processes"]
 if hasattr(concurrent.futures, "InterpreterPoolExecutor"):
     KINDS.append("interpreters")

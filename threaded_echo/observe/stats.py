@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .durations import Durations
+
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
@@ -16,6 +18,10 @@ class ServerStats:
     - ``threads_busy`` and ``threads_idle``: handler threads that serve a client, and that wait for one.
     - ``offloads_running`` and ``offloads_waiting``: calls that have begun, and that wait for a worker or for their
       turn; ``offloads_done`` and ``offloads_failed``: calls that have returned, and that have raised or were cancelled.
+    - ``offload_wait``: how long the calls have waited for their turn, also those that never got it; ``offload_run``:
+      how long the others have then run, until they ended or their worker was free again. Each is a histogram, with
+      ``count``, ``sum`` in seconds, and ``buckets``: pairs of an upper bound in seconds, and of how many took at most
+      so long. Calls inside of calls are in neither.
     - ``seconds_up``: seconds since the server first served; 0.0 before.
     """
 
@@ -34,4 +40,6 @@ class ServerStats:
     offloads_waiting: int
     offloads_done: int
     offloads_failed: int
+    offload_wait: Durations
+    offload_run: Durations
     seconds_up: float

@@ -15,6 +15,7 @@ Order of locks: `_opening`, `_lock`, then a worker's.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -25,8 +26,11 @@ from typing import Any
 
 from ..clients.period import Period
 from ..errors import ServerStopping, WorkerDied
+from .call import Call, CallerLeft
 from .messages import Message
 from .worker import END_TIMEOUT, NotBegun, Worker, interpreter_ends
+
+logger = logging.getLogger("threaded_echo")
 
 Unpinned = Callable[[], AbstractContextManager[object]]
 """Makes a context in which the calling thread may run on every processor, as a process that it starts then may."""
@@ -42,6 +46,7 @@ class Workers:
         self._idle: list[Worker] = []
         self._held: dict[Worker, Period] = {}
         self._starting: list[Worker] = []  # before the first client; also in _held
+        self._leftovers: dict[Leftover, None] = {}  # calls that run on without their callers
         self._opening = threading.Lock()  # held during `start`: a second one waits, and finds the workers there
         _all.add(self)
 
@@ -73,7 +78,7 @@ class Workers:
                 raise
             finally:
                 with self._lock:
-                    self._starting.clear()
+                    self._starting = [worker for worker in self._starting if worker not in started]
                 for worker in started:
                     self._give_back(worker, count)
 
@@ -84,25 +89,76 @@ class Workers:
         for worker in starting:
             worker.kill()
 
-    def call(self, call: Message, count: int, period: Period, unpinned: Unpinned) -> Any:
+    def call(self, call: Message, count: int, period: Period, unpinned: Unpinned, caller: Call | None = None,
+             when_over: Callable[[], None] = lambda: None) -> Any:
         """Run a call in one of ``count`` workers, as `Worker.call`. The caller makes sure that fewer are held.
 
         A call that has not begun when its worker dies is tried again in another one. Raises ServerStopping if the
-        period has been forced before.
+        period has been forced before. Raises CallerLeft if ``caller`` waits no longer: ``when_over`` is called, in
+        another thread, when its worker, or a new one in its place, can be called again.
         """
         while True:
             worker = self._hold_idle(period)
             is_new = worker is None
             worker = worker or self._hold_new(period, unpinned)
+            worker.caller = caller
+            is_left = False
             try:
                 if is_new:
                     worker.wait_until_ready()
                 return worker.call(call)
+            except CallerLeft:
+                is_left = True
+                assert caller is not None
+                self._leave(Leftover(self, worker, caller, count, when_over))
+                raise
             except NotBegun:
                 if is_new:  # the call itself has killed it, by its size for example
                     raise WorkerDied("a worker process has died as it received a call") from None
             finally:
-                self._give_back(worker, count)
+                if not is_left:
+                    worker.caller = None
+                    self._give_back(worker, count)
+
+    def _leave(self, leftover: Leftover) -> None:
+        """Have a thread see a call through that its caller has left; if there are no threads, this one does it."""
+        leftover.kill_if_late()
+        with self._lock:
+            self._leftovers[leftover] = None
+        try:
+            leftover.start()
+        except RuntimeError:  # the caller is told late then
+            leftover.run()
+
+    def see_through(self, worker: Worker, caller: Call, count: int) -> None:
+        """Wait until a worker can be called again whose caller has left; if it was killed, start another one."""
+        worker.see_through(caller.time_left())
+        period = caller.period
+        replaces = not worker.is_alive() and not period.is_stopping() and not interpreter_ends.is_set()
+        self._give_back(worker, count)
+        if not replaces:
+            return
+        try:
+            worker = self._hold_new(period, caller.unpinned)
+        except OSError as error:  # no process or descriptor: the next call tries again, and raises it
+            return logger.debug("a worker process that was killed cannot be replaced yet: %s", error)
+        with self._lock:
+            self._starting.append(worker)
+        try:
+            if period.is_stopping():  # `interrupt_start` may have come before this one was listed
+                worker.kill()
+            worker.wait_until_ready()
+        except WorkerDied as error:
+            logger.debug("a worker process that was killed cannot be replaced yet: %s", error)
+        finally:
+            with self._lock:
+                self._starting.remove(worker)
+            self._give_back(worker, count)
+
+    def forget_leftover(self, leftover: Leftover) -> None:
+        """Note that a leftover is over."""
+        with self._lock:
+            self._leftovers.pop(leftover, None)
 
     def _hold_idle(self, period: Period) -> Worker | None:
         with self._lock:
@@ -153,6 +209,11 @@ class Workers:
         deadline = time.monotonic() + END_TIMEOUT
         for worker in idle:
             worker.end(max(0, deadline - time.monotonic()))
+        with self._lock:
+            leftovers = [leftover for leftover in self._leftovers if leftover.is_of_forced_period()]
+        for leftover in leftovers:  # their workers were killed
+            if leftover.ident is not None:
+                leftover.join(END_TIMEOUT)
 
     def kill(self) -> None:
         """Kill every worker at the interpreter's end, when no thread waits for them any more."""
@@ -165,8 +226,37 @@ class Workers:
         """Forget every worker in a forked process, whose parent they belong to. No other thread runs there."""
         for worker in (*self._idle, *self._held):
             worker.forget()
-        self._idle, self._held, self._starting = [], {}, []
+        self._idle, self._held, self._starting, self._leftovers = [], {}, [], {}
         self._lock, self._opening = threading.RLock(), threading.Lock()
+
+
+class Leftover(threading.Thread):
+    """Waits for the end of a call that its caller has left. It holds the worker from then on."""
+
+    def __init__(self, workers: Workers, worker: Worker, caller: Call, count: int,
+                 when_over: Callable[[], None]) -> None:
+        super().__init__(name="threaded_echo leftover call", daemon=True)
+        self._workers = workers
+        self._worker = worker
+        self._caller = caller
+        self._count = count
+        self._when_over = when_over
+
+    def kill_if_late(self) -> None:
+        """Kill the worker if the call's time is up, unless it has only been starting so far."""
+        if self._caller.is_late() and self._worker.is_ready():
+            self._worker.kill()
+
+    def is_of_forced_period(self) -> bool:
+        """Return whether a stop has given the call up."""
+        return self._caller.period.forced
+
+    def run(self) -> None:
+        try:
+            self._workers.see_through(self._worker, self._caller, self._count)
+        finally:
+            self._workers.forget_leftover(self)
+            self._when_over()
 
 
 @atexit.register  # after multiprocessing's own function, and so called before it, which would wait for the workers

@@ -15,6 +15,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import select
 import signal
 import threading
 import time
@@ -23,9 +24,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ..clients.client import Client
 from ..errors import WorkerDied
+from .call import WAITING, Call, CallerLeft, name_of
 from .child import BEGUN, work
 from .messages import Message, Received
+from .waiting import MOST_SECONDS, wait_for
 
 START_TIMEOUT = 60.0
 """Seconds that a worker may take to import the program's modules before it counts as failed."""
@@ -87,6 +91,8 @@ class Worker:
         self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
         self._end = -1  # a descriptor that becomes readable when the process ends
         self.exitcode: int | None = None  # known after `end`
+        self.caller: Call | None = None  # the call whose caller waits for this worker; set by the thread that holds it
+        self._is_ready = self._has_begun = False  # what it has sent so far: that it can be called; that a call has come
         try:
             # The lock is released before SIGINT is unblocked: a handler that runs then must not find it taken.
             with _sigint_blocked(), _children_lock:
@@ -102,9 +108,12 @@ class Worker:
     def wait_until_ready(self) -> None:
         """Wait until the worker can be called. Raises WorkerDied if it ends, or takes longer than START_TIMEOUT."""
         try:
-            self._wait(START_TIMEOUT)
+            self._wait_with_caller(START_TIMEOUT)
             self._connection.recv_bytes()
+            self._is_ready = True
             return
+        except CallerLeft:
+            raise
         except TimeoutError:
             reason = f"is not ready after {START_TIMEOUT:.0f} s"
         except (EOFError, OSError):
@@ -135,22 +144,75 @@ class Worker:
 
     def _exchange(self, call: Message) -> Received:
         """Send a call, and return the reply."""
-        begun = False
+        self._has_begun = False
         try:
             call.send(self._connection)
-            self._wait()
-            if self._connection.recv_bytes() != BEGUN:
-                raise EOFError
-            begun = True
+            self._wait_with_caller()
+            self._receive_begun()
+            self._wait_with_caller()
             return Received(self._connection, self._wait)
+        except CallerLeft:
+            raise
         except (EOFError, OSError) as error:
             self.end()
-            if begun:
+            if self._has_begun:
                 raise WorkerDied(f"a worker process has died in a call, exit code {self.exitcode}") from None
             raise NotBegun from error
         except BaseException:  # a signal handler has raised: the next call must not get this one's reply
             self.end()
             raise
+
+    def _receive_begun(self) -> None:
+        if self._connection.recv_bytes() != BEGUN:
+            raise EOFError
+        self._has_begun = True
+
+    def see_through(self, seconds: float | None) -> None:
+        """Wait for the end of a start or a call whose caller has left, and drop the result; kill it after ``seconds``.
+        """
+        deadline = None if seconds is None or seconds > MOST_SECONDS else time.monotonic() + seconds
+        self.caller = None
+        try:
+            if not self._is_ready:  # the worker is not at fault if a caller has no time to wait for its start
+                return self.wait_until_ready()
+            if not self._has_begun:
+                self._wait(deadline and max(0, deadline - time.monotonic()))
+                self._receive_begun()
+            self._wait(deadline and max(0, deadline - time.monotonic()))
+            Received(self._connection, self._wait).close()
+        except (EOFError, OSError, WorkerDied):  # TimeoutError, too
+            self.end()
+
+    def _wait_with_caller(self, timeout: float | None = None) -> None:
+        """Wait as `_wait`, which may take long. Raises CallerLeft if the caller waits no longer: `see_through` is next.
+        """
+        caller = self.caller
+        if caller is None:
+            return self._wait(timeout)
+        client = caller.client
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            seconds = [each for each in (caller.seconds_left(), deadline and deadline - time.monotonic())
+                       if each is not None]
+            ready, is_connected = self._look(client, min(seconds, default=None))
+            if ready:
+                break
+            caller.tell_if_slow(WAITING)
+            if caller.is_late() or not is_connected and not caller.period.forced:
+                raise CallerLeft(is_connected)
+            if not is_connected:
+                client = None  # a stop has cut it, and kills this worker
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError
+        if self._connection.fileno() not in ready:
+            raise EOFError
+
+    def _look(self, client: Client | None, seconds: float | None) -> tuple[list[int], bool]:
+        """Wait as `wait_for` for data, or the end of the process."""
+        if hasattr(select, "poll"):
+            return wait_for([self._connection, self._end], client, seconds)
+        ready = wait([self._connection, self._end], seconds and max(0, seconds))  # which on Windows are no sockets
+        return [self._connection.fileno() if each is self._connection else -1 for each in ready], True
 
     def _wait(self, timeout: float | None = None) -> None:
         """Wait for data. Raises EOFError or OSError if the process has ended, TimeoutError after ``timeout`` s."""
@@ -159,6 +221,10 @@ class Worker:
             raise TimeoutError
         if self._connection not in ready:
             raise EOFError
+
+    def is_ready(self) -> bool:
+        """Return whether it has started, and can be or is called."""
+        return self._is_ready
 
     def is_alive(self) -> bool:
         """Return whether the process is there to take a call."""
@@ -225,8 +291,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
     """Pickle a call. Raises TypeError, with the reason and what to do, if that is not possible."""
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__  # not its repr, which may fail
-    name = f"{getattr(function, '__module__', '?')}.{name}"
+    name = name_of(function)
     try:
         # The name goes first, for an error message if the rest cannot be loaded.
         return Message(name, (function, args, kwargs))
