@@ -34,6 +34,10 @@ from .tools import Echo, ask
     ({"max_offloads": 2.0}, TypeError),
     ({"at_offload_limit": "panic"}, ValueError),
     ({"at_offload_limit": None}, ValueError),
+    ({"max_offloads_per_host": 0}, ValueError),
+    ({"offload_timeout": "1"}, TypeError),
+    ({"offload_timeout": -1}, ValueError),
+    ({"slow_offload": True}, TypeError),
     ({"daemon_threads": 2}, TypeError),
     ({"allow_reuse_address": "yes"}, TypeError),
 ])

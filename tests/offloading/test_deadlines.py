@@ -15,6 +15,7 @@ from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTC
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import processes, worker
 from threaded_echo.offloading.call import Call, CallerLeft, Terms
+from threaded_echo.offloading.waiting import wait_with_caller
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
@@ -359,7 +360,7 @@ def test_stop_just_before_such_a_worker_is_listed_ends_it(monkeypatch):
 
 def test_call_is_seen_through_by_its_caller_if_there_are_no_threads(monkeypatch):
     """It is told late then. A stop meanwhile waits for no thread that was never started."""
-    def fail(leftover: processes.Leftover) -> None:
+    def fail(thread: threading.Thread) -> None:
         """Fail as a stop closes the workers."""
         caller.period.force()
         workers.close()
@@ -367,7 +368,7 @@ def test_call_is_seen_through_by_its_caller_if_there_are_no_threads(monkeypatch)
 
     caller = Caller(0)
     with pool(1, caller.period) as workers:
-        monkeypatch.setattr(processes.Leftover, "start", fail)
+        monkeypatch.setattr(threading.Thread, "start", fail)
         with pytest.raises(CallerLeft):
             caller.make(workers, calls.spin)
         assert caller.over.is_set() and not workers._held and not workers._leftovers
@@ -401,6 +402,40 @@ def test_worker_that_takes_too_long_to_start_is_given_up_before_its_caller_is(mo
     caller = Caller(GUARD)
     with pool(0, caller.period) as workers, pytest.raises(WorkerDied, match="is not ready"):
         caller.make(workers, calls.square, 3)
+
+
+def test_stop_that_cuts_a_client_is_not_the_clients_doing():
+    """What is waited for ends with the stop. A caller without a deadline has all the time until then."""
+    period, looks = Period(), iter([([], False), ([], True), ([7], True)])
+    seen = []
+
+    def look(client: object, seconds: float | None) -> tuple[list[int], bool]:
+        """Lose the connection, as a stop cuts it."""
+        seen.append(client)
+        period.force()
+        return next(looks)
+
+    call = Call(period, "its client", calls.square, (3,), {}, nullcontext)
+    assert wait_with_caller(look, call, None) == [7]
+    assert seen == ["its client", None, None]
+
+
+def test_stop_as_a_client_goes_is_what_its_handler_is_told_of(monkeypatch, meeting):
+    """Whichever came first."""
+    with telling_server("workers", meeting) as (server, told), connect(server) as client:
+        offloads = server._threaded_state.offloads
+
+        def leave(*arguments: object) -> None:
+            """Let a stop come just then."""
+            monkeypatch.undo()
+            offloads._workers._leave(*arguments)
+            server._threaded_state.stopping.period.force()
+
+        monkeypatch.setattr(offloads._workers, "_leave", leave)
+        client.sendall(b"\n")
+        meeting.welcome()
+        server.clients[1].disconnect()
+        assert isinstance(told.get(timeout=GUARD), ServerStopping)
 
 
 def test_slow_call_is_logged_while_it_runs(serve, meeting, caplog):

@@ -53,10 +53,11 @@ def test_share_of_a_host_leaves_the_others_a_worker(meet, meeting):
     server = meet(executor=3, max_offloads_per_host=1)
     with ExitStack() as stack:
         clients = [stack.enter_context(connect_from(host, server)) for host in ("127.0.0.1", "127.0.0.1", "127.0.0.2")]
-        line_up(server, clients)
+        line_up(server, clients[:2])
+        meeting.welcome()
+        line_up(server, clients[2:])
+        meeting.welcome()
         assert (server.stats().offloads_running, server.stats().offloads_waiting) == (2, 1)
-        meeting.welcome()
-        meeting.welcome()
         stack.enter_context(running(server.offload, calls.meet, meeting.address))
         meeting.welcome()
         assert server.stats().offloads_running == 3

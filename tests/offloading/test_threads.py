@@ -15,6 +15,8 @@ import pytest
 
 from threaded_echo import WorkerThreads
 from threaded_echo.offloading import crew, threads
+from threaded_echo.offloading.thread_work import ThreadCall
+from threaded_echo.transport.waker import Waker
 
 from .. import calls
 from ..system.programs import CHECKOUT
@@ -273,6 +275,26 @@ for number in range(1000):
     executor.submit(abs, number)
 executor.submit(print, "done")
 """) == "done\n"
+
+
+def test_end_of_the_interpreter_ends_the_threads_of_this_process_only(monkeypatch):
+    """A forked child has those of its parent in its list. What a server has left is not waited for."""
+    gate, waker = Gate(), Waker()
+    with WorkerThreads(1) as executor, WorkerThreads(1) as other, WorkerThreads(1) as parents:
+        for each in (executor, other, parents):
+            each.submit(calls.square, 2).result(GUARD)
+        call = ThreadCall(lambda: stay(gate), waker)
+        other.put(call)
+        wait_until(gate.entered)
+        assert call.leave(lambda: None)
+        monkeypatch.setattr(parents._crew, "_process", 0)
+        monkeypatch.setattr(crew, "EXIT_TIMEOUT", GUARD)
+        crew._finish()
+        assert len(names_of_threads()) == 2
+        monkeypatch.undo()
+        assert parents.submit(calls.square, 3).result(GUARD) == 9
+        gate.release.set()
+    waker.close()
 
 
 def test_function_that_never_returns_does_not_keep_the_interpreter_from_ending():

@@ -46,7 +46,7 @@ class Workers:
         self._idle: list[Worker] = []
         self._held: dict[Worker, Period] = {}
         self._starting: list[Worker] = []  # before the first client; also in _held
-        self._leftovers: dict[Leftover, None] = {}  # calls that run on without their callers
+        self._leftovers: dict[threading.Thread, Period] = {}  # see calls through that their callers have left
         self._opening = threading.Lock()  # held during `start`: a second one waits, and finds the workers there
         _all.add(self)
 
@@ -110,7 +110,7 @@ class Workers:
             except CallerLeft:
                 is_left = True
                 assert caller is not None
-                self._leave(Leftover(self, worker, caller, count, when_over))
+                self._leave(worker, caller, count, when_over)
                 raise
             except NotBegun:
                 if is_new:  # the call itself has killed it, by its size for example
@@ -120,45 +120,49 @@ class Workers:
                     worker.caller = None
                     self._give_back(worker, count)
 
-    def _leave(self, leftover: Leftover) -> None:
+    def _leave(self, worker: Worker, caller: Call, count: int, when_over: Callable[[], None]) -> None:
         """Have a thread see a call through that its caller has left; if there are no threads, this one does it."""
-        leftover.kill_if_late()
-        with self._lock:
-            self._leftovers[leftover] = None
-        try:
-            leftover.start()
-        except RuntimeError:  # the caller is told late then
-            leftover.run()
+        if caller.is_late() and worker.is_ready():  # one that is only starting is not at fault
+            worker.kill()
 
-    def see_through(self, worker: Worker, caller: Call, count: int) -> None:
+        def run() -> None:
+            try:
+                self._see_through(worker, caller, count)
+            finally:
+                with self._lock:
+                    del self._leftovers[thread]
+                when_over()
+
+        thread = threading.Thread(target=run, name="threaded_echo call without its caller", daemon=True)
+        with self._lock:
+            self._leftovers[thread] = caller.period
+        try:
+            thread.start()
+        except RuntimeError:  # the caller is told late then
+            run()
+
+    def _see_through(self, worker: Worker, caller: Call, count: int) -> None:
         """Wait until a worker can be called again whose caller has left; if it was killed, start another one."""
-        worker.see_through(caller.time_left())
         period = caller.period
-        replaces = not worker.is_alive() and not period.is_stopping() and not interpreter_ends.is_set()
+        worker.see_through(caller.time_left())
+        replaces = not (worker.is_alive() or period.is_stopping() or interpreter_ends.is_set())
         self._give_back(worker, count)
         if not replaces:
             return
         try:
             worker = self._hold_new(period, caller.unpinned)
-        except OSError as error:  # no process or descriptor: the next call tries again, and raises it
-            return logger.debug("a worker process that was killed cannot be replaced yet: %s", error)
-        with self._lock:
-            self._starting.append(worker)
-        try:
-            if period.is_stopping():  # `interrupt_start` may have come before this one was listed
-                worker.kill()
-            worker.wait_until_ready()
-        except WorkerDied as error:
+            try:
+                with self._lock:
+                    self._starting.append(worker)
+                if period.is_stopping():  # `interrupt_start` may have come before this one was listed
+                    worker.kill()
+                worker.wait_until_ready()
+            finally:
+                with self._lock:
+                    self._starting.remove(worker)
+                self._give_back(worker, count)
+        except (OSError, WorkerDied) as error:  # the next call tries again, and raises it
             logger.debug("a worker process that was killed cannot be replaced yet: %s", error)
-        finally:
-            with self._lock:
-                self._starting.remove(worker)
-            self._give_back(worker, count)
-
-    def forget_leftover(self, leftover: Leftover) -> None:
-        """Note that a leftover is over."""
-        with self._lock:
-            self._leftovers.pop(leftover, None)
 
     def _hold_idle(self, period: Period) -> Worker | None:
         with self._lock:
@@ -210,10 +214,10 @@ class Workers:
         for worker in idle:
             worker.end(max(0, deadline - time.monotonic()))
         with self._lock:
-            leftovers = [leftover for leftover in self._leftovers if leftover.is_of_forced_period()]
-        for leftover in leftovers:  # their workers were killed
-            if leftover.ident is not None:
-                leftover.join(END_TIMEOUT)
+            leftovers = [thread for thread, period in self._leftovers.items() if period.forced]
+        for thread in leftovers:  # their workers were killed
+            if thread.ident is not None:
+                thread.join(END_TIMEOUT)
 
     def kill(self) -> None:
         """Kill every worker at the interpreter's end, when no thread waits for them any more."""
@@ -228,35 +232,6 @@ class Workers:
             worker.forget()
         self._idle, self._held, self._starting, self._leftovers = [], {}, [], {}
         self._lock, self._opening = threading.RLock(), threading.Lock()
-
-
-class Leftover(threading.Thread):
-    """Waits for the end of a call that its caller has left. It holds the worker from then on."""
-
-    def __init__(self, workers: Workers, worker: Worker, caller: Call, count: int,
-                 when_over: Callable[[], None]) -> None:
-        super().__init__(name="threaded_echo leftover call", daemon=True)
-        self._workers = workers
-        self._worker = worker
-        self._caller = caller
-        self._count = count
-        self._when_over = when_over
-
-    def kill_if_late(self) -> None:
-        """Kill the worker if the call's time is up, unless it has only been starting so far."""
-        if self._caller.is_late() and self._worker.is_ready():
-            self._worker.kill()
-
-    def is_of_forced_period(self) -> bool:
-        """Return whether a stop has given the call up."""
-        return self._caller.period.forced
-
-    def run(self) -> None:
-        try:
-            self._workers.see_through(self._worker, self._caller, self._count)
-        finally:
-            self._workers.forget_leftover(self)
-            self._when_over()
 
 
 @atexit.register  # after multiprocessing's own function, and so called before it, which would wait for the workers

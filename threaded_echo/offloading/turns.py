@@ -126,8 +126,8 @@ class Turns:
             self.waiting -= 1
             self._begin(turn, host)
             self._line_up(host)
-            if turn.waker is not None:
-                turn.waker.set()
+            assert turn.waker is not None, "it waits"
+            turn.waker.set()
 
     def _begin(self, turn: Turn, host: _Host) -> None:
         self.running += 1

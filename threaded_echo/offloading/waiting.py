@@ -4,15 +4,16 @@ from __future__ import annotations
 import math
 import select
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ..clients.client import Client
 from ..clients.period import Period
 from ..transport.waker import Waker
-from .call import Call
+from .call import WAITING, Call, CallerLeft
 
 MOST_SECONDS = 86_400
 """Seconds of one poll, whose milliseconds are a C int."""
@@ -47,6 +48,28 @@ def wait_for(files: list[Any], client: Client | None, seconds: float | None) -> 
 def wait_until_set(waker: Waker, call: Call) -> bool:
     """Wait until ``waker`` is set, or the call has to be looked at; return False if its client's connection is lost."""
     return wait_for([waker], call.client, call.seconds_left())[1]
+
+
+def wait_with_caller(look: Callable[[Client | None, float | None], tuple[list[int], bool]], call: Call,
+                     timeout: float | None) -> list[int]:
+    """Wait with ``look``, which is like `wait_for`, until something is readable, and return that.
+
+    Raises CallerLeft if the caller of the call waits no longer, and TimeoutError after ``timeout`` seconds.
+    """
+    client = call.client
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        times = (call.seconds_left(), None if deadline is None else deadline - time.monotonic())
+        ready, is_connected = look(client, min((each for each in times if each is not None), default=None))
+        if ready:
+            return ready
+        call.tell_if_slow(WAITING)
+        if call.is_late() or not is_connected and not call.period.forced:
+            raise CallerLeft(is_connected)
+        if not is_connected:
+            client = None  # a stop has cut it, and ends what is waited for
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError
 
 
 class Wakers:

@@ -26,10 +26,10 @@ from typing import Any
 
 from ..clients.client import Client
 from ..errors import WorkerDied
-from .call import WAITING, Call, CallerLeft, name_of
+from .call import Call, CallerLeft, name_of
 from .child import BEGUN, work
 from .messages import Message, Received
-from .waiting import MOST_SECONDS, wait_for
+from .waiting import MOST_SECONDS, wait_for, wait_with_caller
 
 START_TIMEOUT = 60.0
 """Seconds that a worker may take to import the program's modules before it counts as failed."""
@@ -186,25 +186,9 @@ class Worker:
     def _wait_with_caller(self, timeout: float | None = None) -> None:
         """Wait as `_wait`, which may take long. Raises CallerLeft if the caller waits no longer: `see_through` is next.
         """
-        caller = self.caller
-        if caller is None:
+        if self.caller is None:
             return self._wait(timeout)
-        client = caller.client
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            seconds = [each for each in (caller.seconds_left(), deadline and deadline - time.monotonic())
-                       if each is not None]
-            ready, is_connected = self._look(client, min(seconds, default=None))
-            if ready:
-                break
-            caller.tell_if_slow(WAITING)
-            if caller.is_late() or not is_connected and not caller.period.forced:
-                raise CallerLeft(is_connected)
-            if not is_connected:
-                client = None  # a stop has cut it, and kills this worker
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError
-        if self._connection.fileno() not in ready:
+        if self._connection.fileno() not in wait_with_caller(self._look, self.caller, timeout):
             raise EOFError
 
     def _look(self, client: Client | None, seconds: float | None) -> tuple[list[int], bool]:
