@@ -374,6 +374,31 @@ def test_call_is_seen_through_by_its_caller_if_there_are_no_threads(monkeypatch)
         assert caller.over.is_set() and not workers._held and not workers._leftovers
 
 
+def test_stop_waits_for_the_thread_that_sees_a_call_through(meeting):
+    """It has ended its worker, and nothing is left."""
+    caller = Caller()
+    with pool(1, caller.period) as workers:
+        held = workers._hold_idle(caller.period)
+        with pickle_call(calls.meet, (meeting.address,), {}) as message:
+            message.send(held._connection)
+        meeting.welcome()
+        workers._leave(held, caller.call, 1, caller.over.set)
+        caller.period.force()
+        workers.close()
+        assert caller.over.is_set() and not workers._held
+        meeting.dismiss()
+
+
+def test_end_of_a_worker_is_seen_though_its_pipe_stays_open(monkeypatch):
+    """A process that it has forked may keep that open."""
+    with pool(1) as workers:
+        [made] = workers._idle
+        made.caller = Caller(GUARD).call
+        monkeypatch.setattr(made, "_look", lambda client, seconds: ([made._end], True))
+        with pytest.raises(EOFError):
+            made._wait_with_caller()
+
+
 def test_deadline_holds_on_a_platform_without_poll(monkeypatch):
     """Windows has none."""
     monkeypatch.delattr(select, "poll")

@@ -102,23 +102,24 @@ class Workers:
             is_new = worker is None
             worker = worker or self._hold_new(period, unpinned)
             worker.caller = caller
-            is_left = False
             try:
                 if is_new:
                     worker.wait_until_ready()
-                return worker.call(call)
+                result = worker.call(call)
             except CallerLeft:
-                is_left = True
                 assert caller is not None
                 self._leave(worker, caller, count, when_over)
                 raise
             except NotBegun:
+                self._give_back(worker, count)
                 if is_new:  # the call itself has killed it, by its size for example
                     raise WorkerDied("a worker process has died as it received a call") from None
-            finally:
-                if not is_left:
-                    worker.caller = None
-                    self._give_back(worker, count)
+            except BaseException:  # what the call has raised, or a signal handler
+                self._give_back(worker, count)
+                raise
+            else:
+                self._give_back(worker, count)
+                return result
 
     def _leave(self, worker: Worker, caller: Call, count: int, when_over: Callable[[], None]) -> None:
         """Have a thread see a call through that its caller has left; if there are no threads, this one does it."""
@@ -187,6 +188,7 @@ class Workers:
 
     def _give_back(self, worker: Worker, count: int) -> None:
         """Keep a worker for the next call, if it is alive and wanted, or end it."""
+        worker.caller = None
         is_alive = worker.is_alive()
         with self._lock:
             period = self._held.pop(worker)

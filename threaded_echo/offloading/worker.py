@@ -171,7 +171,7 @@ class Worker:
         """Wait for the end of a start or a call whose caller has left, and drop the result; kill it after ``seconds``.
         """
         deadline = None if seconds is None or seconds > MOST_SECONDS else time.monotonic() + seconds
-        self.caller = None
+        self.caller = None  # it is not asked any more
         try:
             if not self._is_ready:  # the worker is not at fault if a caller has no time to wait for its start
                 return self.wait_until_ready()
