@@ -20,6 +20,11 @@ def square(number: int) -> int:
     return number * number
 
 
+def same(value: Any) -> Any:
+    """Return the argument."""
+    return value
+
+
 def keywords(**values: Any) -> dict[str, Any]:
     """Return the keywords."""
     return values
@@ -161,6 +166,45 @@ def complain() -> None:
     """Raise, but only in the process of the tests, which unpickles the object."""
     if "pytest" in sys.modules:
         raise LookupError("not here")
+
+
+class Deadly:
+    """An object that ends the process in which it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (7,)
+
+
+def return_and_be_killed(size: int) -> list[Any]:
+    """Return something large. The process is killed as the beginning of it is unpickled."""
+    return [Killer(os.getpid()), bytes(size)]
+
+
+class Killer:
+    """An object that kills a process when it is unpickled in another one."""
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+
+    def __reduce__(self) -> Any:
+        return os.kill, (self.process, signal.SIGKILL)
+
+
+def interrupt() -> None:
+    """Raise KeyboardInterrupt."""
+    raise KeyboardInterrupt
+
+
+class Interrupting:
+    """An object whose unpickling is interrupted."""
+
+    def __reduce__(self) -> Any:
+        return interrupt, ()
+
+
+def return_interrupting() -> Interrupting:
+    """Return such an object."""
+    return Interrupting()
 
 
 class Traveller:

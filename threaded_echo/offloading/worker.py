@@ -19,13 +19,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ..errors import WorkerDied
-from .child import BEGUN, work
-from .messages import Message, Received
+from .channel import Disconnected, make_ends, open_end, wait
+from .child import work
+from .messages import CALL, ERROR, Message, Received
 
 START_TIMEOUT = 60.0
 """Seconds that a worker may take to import the program's modules before it counts as failed."""
@@ -81,8 +81,8 @@ class Worker:
         """Start the process. Raises OSError if no process or descriptor is available."""
         context = multiprocessing.get_context("spawn")
         self._ended = False  # guarded by _children_lock
-        self._connection: Connection
-        self._connection, theirs = context.Pipe()
+        ours, theirs = make_ends(context)
+        self._channel = open_end(ours, lambda: not self.is_alive())
         # No daemon, since daemons may not have processes of their own. `processes` ends it with the interpreter.
         self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
         self._end = -1  # a descriptor that becomes readable when the process ends
@@ -97,17 +97,18 @@ class Worker:
             self.end()
             raise
         finally:
-            theirs.close()
+            for each in theirs:
+                each.close()
 
     def wait_until_ready(self) -> None:
         """Wait until the worker can be called. Raises WorkerDied if it ends, or takes longer than START_TIMEOUT."""
         try:
             self._wait(START_TIMEOUT)
-            self._connection.recv_bytes()
+            Received(self._channel)
             return
         except TimeoutError:
             reason = f"is not ready after {START_TIMEOUT:.0f} s"
-        except (EOFError, OSError):
+        except Disconnected:
             reason = "has ended as it started, and says why on standard error"
         except BaseException:  # a signal handler has raised
             self.end()
@@ -122,43 +123,56 @@ class Worker:
         Raises WorkerDied if the process ends meanwhile, and NotBegun if it had ended before.
         """
         with self._exchange(call) as reply:
-            try:
-                succeeded, value, text = reply.load()
-            except Exception as error:  # whatever an object's own unpickling raises
-                raise TypeError(f"the result of an offloaded call cannot be loaded: {error}") from error
-        if succeeded:
-            return value
-        try:
-            raise value from (_WorkerTraceback(text) if text else None)
-        finally:
-            del value  # the exception's traceback refers to this frame, which would refer to the exception
+            return self._open(reply)
 
     def _exchange(self, call: Message) -> Received:
         """Send a call, and return the reply."""
-        begun = False
         try:
-            call.send(self._connection)
+            call.send(self._channel)
             self._wait()
-            if self._connection.recv_bytes() != BEGUN:
-                raise EOFError
-            begun = True
-            return Received(self._connection, self._wait)
-        except (EOFError, OSError) as error:
+            reply = Received(self._channel)
+            self._channel.was_begun()  # it was, and the next question is about the next call
+            return reply
+        except Disconnected as error:
+            begun = self._channel.was_begun()
             self.end()
             if begun:
-                raise WorkerDied(f"a worker process has died in a call, exit code {self.exitcode}") from None
+                raise self._death() from None
             raise NotBegun from error
         except BaseException:  # a signal handler has raised: the next call must not get this one's reply
             self.end()
             raise
 
+    def _open(self, reply: Received) -> Any:
+        """Return what a reply holds, or raise it."""
+        try:
+            content = reply.load()
+        except Disconnected:
+            self.end()
+            raise self._death() from None
+        except Exception as error:  # whatever an object's own unpickling raises
+            raise TypeError(f"the result of an offloaded call cannot be loaded: {error}") from error
+        except BaseException:  # as in _exchange
+            self.end()
+            raise
+        if reply.kind != ERROR:
+            return content
+        raised, text = content
+        try:
+            raise raised from (_WorkerTraceback(text) if text else None)
+        finally:
+            del raised, content  # the exception's traceback refers to this frame, which would refer to the exception
+
+    def _death(self) -> WorkerDied:
+        return WorkerDied(f"a worker process has died in a call, exit code {self.exitcode}")
+
     def _wait(self, timeout: float | None = None) -> None:
-        """Wait for data. Raises EOFError or OSError if the process has ended, TimeoutError after ``timeout`` s."""
-        ready = wait([self._connection, self._end], timeout)
+        """Wait for data. Raises Disconnected if the process has ended, TimeoutError after ``timeout`` seconds."""
+        ready = wait([self._channel, self._end], timeout)
         if not ready:
             raise TimeoutError
-        if self._connection not in ready:
-            raise EOFError
+        if self._channel not in ready and not wait([self._channel], 0):  # it may have come as the process ended
+            raise Disconnected
 
     def is_alive(self) -> bool:
         """Return whether the process is there to take a call."""
@@ -172,11 +186,11 @@ class Worker:
 
     def hang_up(self) -> None:
         """Make an idle worker return."""
-        self._connection.close()
+        self._channel.close()
 
     def end(self, timeout: float = 0) -> None:
         """Collect the process; kill it if it is still running after ``timeout`` seconds. May be called again."""
-        self._connection.close()
+        self._channel.close()
         if self._ended or self._process.pid is None:
             return
         if self._end < 0 or not wait([self._end], timeout):
@@ -196,7 +210,7 @@ class Worker:
     def forget(self) -> None:
         """Close the descriptors that a forked process has inherited. The worker is its parent's."""
         self._ended = True
-        self._connection.close()
+        self._channel.close()
         self._close_pidfd()
 
     def _is_running(self) -> bool:
@@ -228,8 +242,7 @@ def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     name = getattr(function, "__qualname__", None) or type(function).__qualname__  # not its repr, which may fail
     name = f"{getattr(function, '__module__', '?')}.{name}"
     try:
-        # The name goes first, for an error message if the rest cannot be loaded.
-        return Message(name, (function, args, kwargs))
+        return Message(CALL, (function, args, kwargs), name)
     except Exception as error:  # whatever an object's own pickling raises
         advice = ("its arguments have to be objects that can be pickled" if _can_be_pickled(function) else
                   "use a function of a module")
@@ -238,7 +251,7 @@ def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 def _can_be_pickled(function: Callable[..., Any]) -> bool:
     try:
-        Message(function).close()
+        Message(CALL, function).close()
     except Exception:  # as in pickle_call
         return False
     return True
