@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -37,6 +38,98 @@ def describe() -> dict[str, Any]:
             "blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()),
             "descriptors": {os.readlink(path) for path in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
                             if os.path.islink(path)}}  # not the one that lists them
+
+
+loaded: list[Any] = []
+"""What `load` has been told in this process."""
+
+
+def load(*values: Any) -> Any:
+    """Keep the values, as an initializer does; return what no pickler takes."""
+    loaded.extend(values)
+    return threading.Lock()
+
+
+def read_loaded() -> tuple[int, list[Any]]:
+    """Return this process, and what was loaded in it."""
+    return os.getpid(), loaded
+
+
+def fail_the_second_time(path: str) -> None:
+    """Raise if a file is there, which is there afterwards."""
+    if os.path.exists(path):
+        raise LookupError("not again")
+    open(path, "w").close()
+
+
+def numbers(count: int) -> Iterator[int]:
+    """Yield so many numbers."""
+    yield from range(count)
+
+
+def numbers_and_fail(count: int) -> Iterator[int]:
+    """Yield so many numbers, and raise."""
+    yield from range(count)
+    raise LookupError("no more")
+
+
+def meet_for_each(address: tuple[str, int], count: int = 100) -> Iterator[bytes]:
+    """Meet a listener for each item; meet it once more when the iteration is closed."""
+    try:
+        for _ in range(count):
+            yield meet(address)
+    finally:
+        meet(address)
+
+
+def yield_and_meet(address: tuple[str, int], items: list[Any]) -> Iterator[Any]:
+    """Yield items, and meet a listener at the end."""
+    yield from items
+    yield meet(address)
+
+
+def never_end(address: tuple[str, int]) -> Iterator[int]:
+    """Yield once, and compute for ever."""
+    yield os.getpid()
+    meet(address)
+    spin()
+
+
+def will_not_close() -> Iterator[int]:
+    """Yield for ever, whatever the generator is told."""
+    while True:
+        try:
+            yield os.getpid()
+        except GeneratorExit:
+            pass
+
+
+def fail_as_it_closes() -> Iterator[int]:
+    """Raise when the iteration is closed."""
+    try:
+        for number in range(100):
+            yield number
+    finally:
+        raise LookupError("as it closes")
+
+
+def yield_a_lock() -> Iterator[Any]:
+    """Yield what cannot be pickled."""
+    yield 1
+    yield threading.Lock()
+
+
+def yield_a_traveller() -> Iterator[Any]:
+    """Yield what cannot be unpickled."""
+    yield 1
+    yield Traveller()
+    yield 2
+
+
+def yield_and_die() -> Iterator[int]:
+    """End the process between two items."""
+    yield 1
+    os._exit(6)
 
 
 def run_a_process() -> str:

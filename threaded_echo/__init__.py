@@ -25,7 +25,8 @@ and waits ``drain_timeout`` seconds for them. Then it cuts the connections that 
 seconds. It returns a `StopReport`, which names each `Survivor`: Python cannot end a thread from outside.
 
 *Computing.* ``self.offload(function, ...)`` runs a function in worker processes (``executor=2``) or in any executor,
-while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`.
+while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`. ``self.offload_iter``
+iterates over what a generator function yields there. `WorkerProcesses` are prepared by an initializer.
 
 The package logs to the logger ``threaded_echo``. ``python3 -m threaded_echo`` runs an echo server, and
 ``threaded_echo.examples`` has programs to start from. README.rst has the guarantees, the limits and the speed.
@@ -38,6 +39,7 @@ from .mixin import ThreadedMixIn
 from .server import ThreadedTCPServer, ThreadedUnixStreamServer
 from .report import StopReport, Survivor
 from .clients.threads import current_client
+from .offloading.initializing import WorkerProcesses
 
 __version__ = "0.1.0"
 
@@ -56,5 +58,6 @@ __all__ = [
     "ThreadedTCPServer",
     "ThreadedUnixStreamServer",
     "WorkerDied",
+    "WorkerProcesses",
     "current_client",
 ]

@@ -89,7 +89,8 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "Seconds that it then waits for the rest, after it has cut their connections."),
     Option("executor", None, _executor,
            "Where offload() runs functions. None: in the calling thread. A number: in so many worker processes, which "
-           "the server starts before its first client, and ends. Or any object with a submit() like that of "
+           "the server starts before its first client, and ends. WorkerProcesses(n, initializer=function): the same, "
+           "and each is prepared by a call of that function. Or any object with a submit() like that of "
            "concurrent.futures.Executor, which its owner shuts down."),
     Option("max_offloads", None, _limit,
            "The most offloaded calls that run at once. None: any number; calls wait if no worker is free."),
@@ -106,7 +107,7 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
 _SOCKETSERVERS = ("allow_reuse_address", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*OPTIONS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "handle_error",
+_YIELDS = (*OPTIONS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "offload_iter", "handle_error",
            "process_request_thread")
 
 

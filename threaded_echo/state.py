@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .accepting.failures import AcceptFailures
 from .accepting.loop import Loops
 from .accepting.one_cpu import OneCpu
+from .clients.client import Client
+from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
 from .observe.logs import BoundedLog
@@ -48,12 +50,20 @@ class ServerState:
 
     def offload(self, server: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``function`` in a server's executor: see ``ThreadedMixIn.offload``, whose name a program may have."""
+        return self.offloads.call(*self._terms(server), function, args, kwargs, self.one_cpu.lifted)
+
+    def offload_iter(self, server: Any, function: Callable[..., Any], args: tuple[Any, ...],
+                     kwargs: dict[str, Any]) -> Iterator[Any]:
+        """Iterate over what ``function`` yields in a server's executor: see ``ThreadedMixIn.offload_iter``."""
+        return self.offloads.iterate(*self._terms(server), function, args, kwargs, self.one_cpu.lifted)
+
+    def _terms(self, server: Any) -> tuple[Period, Client | None, Any, int | None, bool]:
+        """Find who calls, and what a server's options say about it."""
         client = current_client()
         if not self.registry.owns(client):
             client = None  # of another server, in whose handler this one is called
         period = self.stopping.period if client is None else client._period
-        return self.offloads.call(period, client, server.executor, server.max_offloads,
-                                  server.at_offload_limit == "refuse", function, args, kwargs, self.one_cpu.lifted)
+        return period, client, server.executor, server.max_offloads, server.at_offload_limit == "refuse"
 
     def stats(self) -> ServerStats:
         """Take a snapshot, which is consistent but for the bytes of live clients: those are read one by one."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import multiprocessing
 import select
+import socket
 import threading
 
 import pytest
@@ -53,7 +54,7 @@ def test_it_is_known_whether_there_is_data(kind):
         near.send(2)
         assert far.has_data()
         far.receive()
-        assert far.has_data()
+        assert far.has_data() and far.is_ahead() == (kind is channels)
         far.receive()
         assert not far.has_data()
 
@@ -168,6 +169,17 @@ def test_sender_looks_from_time_to_time_whether_the_receiver_is_there(monkeypatc
             if not is_over:
                 far.receive().stream.skip()
         assert outcome == [None] if not is_over else isinstance(outcome[0], Disconnected)
+
+
+def test_worker_that_waits_for_a_call_is_not_woken():
+    """Only the end that can tell whether the other process has ended looks from time to time."""
+    ours, theirs = channel.make_ends(multiprocessing.get_context("spawn"))
+    looks, sleeps = channel.open_end(ours, bool), channel.open_end(theirs)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        assert any(looks._socket.getsockopt(socket.SOL_SOCKET, option, 16))
+        assert not any(sleeps._socket.getsockopt(socket.SOL_SOCKET, option, 16))
+    looks.close()
+    sleeps.close()
 
 
 def test_wait_ends_with_the_time_or_the_data(monkeypatch):

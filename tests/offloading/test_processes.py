@@ -139,8 +139,8 @@ def test_stop_as_a_new_worker_is_started_kills_it(monkeypatch):
     class Late(Worker):
         """A worker whose start a stop overtakes."""
 
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
             period.force()
             workers.give_up()
 

@@ -126,12 +126,12 @@ def test_signals_are_blocked_as_before(monkeypatch):
 
 def test_interrupted_call_gives_its_answer_to_nobody(meeting, monkeypatch):
     """What a signal handler raises ends the worker, so that the next call does not get the late answer."""
-    def interrupt(connections, timeout=None):
+    def interrupt(connections, timeout=None, *rest):
         """Raise as a signal handler does while the call runs."""
         if timeout is None:
             meeting.welcome()
             raise KeyboardInterrupt
-        return wait(connections, timeout)
+        return wait(connections, timeout, *rest)
 
     wait = worker.wait
     with pool(1) as workers:
@@ -144,11 +144,11 @@ def test_interrupted_call_gives_its_answer_to_nobody(meeting, monkeypatch):
 
 def test_interrupted_wait_for_a_worker_ends_it(monkeypatch):
     """What it sends when it is ready must not be taken for an answer."""
-    def interrupt(connections, timeout=None):
+    def interrupt(connections, timeout=None, *rest):
         """Raise as a signal handler does while the worker starts."""
         if timeout == worker.START_TIMEOUT:
             raise KeyboardInterrupt
-        return wait(connections, timeout)
+        return wait(connections, timeout, *rest)
 
     wait = worker.wait
     with pool() as workers:

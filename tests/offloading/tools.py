@@ -153,7 +153,7 @@ def call_in(workers: Workers, function: Callable[..., Any], /, *args: Any, perio
 @contextmanager
 def channels() -> Iterator[tuple[Any, Any]]:
     """Have both ends of a channel in this process: the server's and the worker's."""
-    ours, theirs = map(channel.open_end, channel.make_ends(multiprocessing.get_context("spawn")))
+    ours, theirs = (channel.open_end(end, bool) for end in channel.make_ends(multiprocessing.get_context("spawn")))
     try:
         yield ours, theirs
     finally:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..clients.period import Period
@@ -26,7 +26,7 @@ from ..clients.client import Client
 from ..errors import OffloadRefused, ServerStopping, WorkerDied
 from ..options import OPTIONS
 from ..transport.waker import Waker
-from .executors import Call, run_in_worker, run_inline, submit
+from .executors import Call, iterate_in_worker, run_in_worker, run_inline, submit
 from .waiting import computing, wait_until_set
 
 if TYPE_CHECKING:  # it loads multiprocessing
@@ -132,13 +132,79 @@ class Offloads:
         finally:
             self._end(turn, succeeded)
 
+    def iterate(self, period: Period, client: Client | None, executor: Any, limit: int | None, refuse: bool,
+                function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+                unpinned: Callable[[], AbstractContextManager[object]] = nullcontext) -> Iterator[Any]:
+        """Call a generator function, and iterate over what it yields. It has its slot until the iterator is closed.
+
+        All else is as in `call`. Raises TypeError for an executor of the program's.
+        """
+        OPTIONS["executor"].check("executor", executor)
+        count = executor if isinstance(executor, int) else None
+        if count is None and executor is not None:
+            raise TypeError("offload_iter needs a number of worker processes, or None, as the server's executor: "
+                            f"{type(executor).__name__} returns a result, and no items before it")
+        call = Call(period, client, function, args, kwargs, unpinned)
+        return self._iterate(_Turn(call, min(filter(None, (limit, count)), default=None), limit if refuse else None,
+                                   getattr(self._calling, "inline", False)), count)
+
+    def _iterate(self, turn: _Turn, count: int | None) -> Iterator[Any]:
+        succeeded, client = False, turn.call.client
+        try:
+            items = self._items_here(turn) if count is None else self._items_of_worker(turn, count)
+            with closing(items):
+                while True:
+                    with computing(client):
+                        try:
+                            item = next(items)
+                        except StopIteration:
+                            break
+                    yield item
+                    del item  # it may be large
+            succeeded = True
+        except GeneratorExit:  # the handler has left the loop
+            succeeded = True
+            raise
+        finally:
+            self._end(turn, succeeded)
+
+    def _items_here(self, turn: _Turn) -> Generator[Any, None, None]:
+        """Iterate in this thread."""
+        self._wait_for_slot(turn)
+        items = self._run_here(turn, lambda: iter(run_inline(turn.call)))
+        try:
+            while True:
+                if turn.call.period.forced:
+                    raise ServerStopping("the server has ended this call as it stopped")
+                try:
+                    item = self._run_here(turn, lambda: next(items))
+                except StopIteration:
+                    return
+                yield item
+                del item
+        finally:
+            self._run_here(turn, getattr(items, "close", bool))
+
+    def _items_of_worker(self, turn: _Turn, count: int) -> Generator[Any, None, None]:
+        workers = self._find_workers()
+        from .messages import ITERATE  # loaded by now
+        from .worker import pickle_call
+        call = turn.call
+        with pickle_call(call.function, call.args, call.kwargs, ITERATE) as message:
+            self._wait_for_slot(turn)
+            yield from iterate_in_worker(call, message, workers, count)
+
+    def _run_here(self, turn: _Turn, function: Callable[[], Any]) -> Any:
+        """Call a function in this thread, in which other calls then need no slots of their own."""
+        self._calling.inline = True
+        try:
+            return function()
+        finally:
+            self._calling.inline = turn.nested
+
     def _run_inline(self, turn: _Turn) -> Any:
         with self._slot(turn):
-            self._calling.inline = True
-            try:
-                return run_inline(turn.call)
-            finally:
-                self._calling.inline = turn.nested
+            return self._run_here(turn, lambda: run_inline(turn.call))
 
     def _run_in_worker(self, turn: _Turn, count: int) -> Any:
         workers = self._find_workers()

@@ -53,29 +53,34 @@ class Incoming(NamedTuple):
     descriptors: list[int]
 
 
-def wait(ends: Sequence[Any], timeout: float | None = None) -> list[Any]:
+def wait(ends: Sequence[Any], timeout: float | None = None, connection: int = -1) -> list[Any]:
     """Wait until one of the ends (descriptors, or objects that have one) can be read; return those that can.
 
-    ``timeout`` is in seconds; ``None`` means no limit.
+    ``timeout`` is in seconds; ``None`` means no limit. ``connection``: the descriptor of a socket, which is returned,
+    too, if its connection is lost; on a platform without `select.poll`, as Windows, nothing reports that.
     """
     if not hasattr(select, "poll"):
         return multiprocessing.connection.wait(ends, timeout)
     poll = select.poll()
     for end in ends:
         poll.register(end, select.POLLIN)
+    if connection >= 0:
+        poll.register(connection, 0)  # no events: only an error, or the end of both directions, is reported
     found = {descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)}
-    return [end for end in ends if (end if isinstance(end, int) else end.fileno()) in found]
+    ready = [end for end in ends if (end if isinstance(end, int) else end.fileno()) in found]
+    return [*ready, connection] if connection in found else ready
 
 
 class SocketChannel:
     """One end of a channel: a Unix socket, and the end of a pipe whose bytes tell how many calls have begun."""
 
-    def __init__(self, connection: socket.socket, begun: Connection, is_over: Callable[[], bool] = bool) -> None:
-        """Take over both. ``is_over`` tells whether the other process has ended."""
-        interval = struct.pack("ll", int(CHECK_INTERVAL), int(CHECK_INTERVAL % 1 * 1_000_000))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            with suppress(OSError):  # a platform with other times: then a transfer ends only with the other end
-                connection.setsockopt(socket.SOL_SOCKET, option, interval)
+    def __init__(self, connection: socket.socket, begun: Connection, is_over: Callable[[], bool] | None = None) -> None:
+        """Take over both. ``is_over`` tells whether the other process has ended; ``None``: only the socket does."""
+        if is_over is not None:
+            interval = struct.pack("ll", int(CHECK_INTERVAL), int(CHECK_INTERVAL % 1 * 1_000_000))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                with suppress(OSError):  # a platform with other times: then a transfer ends only with the other end
+                    connection.setsockopt(socket.SOL_SOCKET, option, interval)
         self._socket, self._begun, self._is_over = connection, begun, is_over
         os.set_blocking(begun.fileno(), begun.writable)
         self._ahead = memoryview(bytearray(_AHEAD))
@@ -86,9 +91,13 @@ class SocketChannel:
         """Return what `wait` takes; -1 after `close`."""
         return self._socket.fileno()
 
+    def is_ahead(self) -> bool:
+        """Return whether something of the next message has been received already, which `wait` does not know of."""
+        return self._start < self._end
+
     def has_data(self) -> bool:
         """Return whether the next message has begun to come."""
-        return self._start < self._end or bool(wait([self._socket], 0))
+        return self.is_ahead() or bool(wait([self._socket], 0))
 
     def tell_begun(self) -> None:
         """Tell the other process, which does not wait for it, that a call has begun."""
@@ -97,7 +106,7 @@ class SocketChannel:
     def was_begun(self) -> bool:
         """Return whether a call has begun since this was last asked."""
         try:
-            return bool(os.read(self._begun.fileno(), 1))
+            return bool(os.read(self._begun.fileno(), _AHEAD))
         except BlockingIOError:
             return False
 
@@ -196,7 +205,7 @@ class SocketChannel:
 
     def _go_on_after(self, error: OSError) -> None:
         """Return if a wait was interrupted to look whether the other process is there, and it is."""
-        if not isinstance(error, BlockingIOError) or self._is_over():
+        if not isinstance(error, BlockingIOError) or self._is_over is None or self._is_over():
             raise Disconnected from error
 
 
@@ -256,6 +265,10 @@ class PipeChannel:
         """Return what `wait` takes."""
         return self._connection.fileno()
 
+    def is_ahead(self) -> bool:
+        """As `SocketChannel.is_ahead`."""
+        return False
+
     def has_data(self) -> bool:
         """As `SocketChannel.has_data`."""
         return self._connection.poll()
@@ -266,10 +279,11 @@ class PipeChannel:
 
     def was_begun(self) -> bool:
         """As `SocketChannel.was_begun`."""
-        try:
-            return self._begun.poll() and bool(self._begun.recv_bytes())
-        except EOFError:
-            return False
+        found = False
+        with suppress(EOFError):
+            while self._begun.poll():
+                found = bool(self._begun.recv_bytes())
+        return found
 
     def send(self, kind: int, name: bytes = b"", buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """As `SocketChannel.send`, but without descriptors."""
@@ -305,8 +319,8 @@ def make_ends(context: SpawnContext) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     return (ours, reader), (theirs, writer)
 
 
-def open_end(end: tuple[Any, Any], is_over: Callable[[], bool] = bool) -> SocketChannel | PipeChannel:
-    """Open an end. ``is_over`` tells whether the other process has ended."""
+def open_end(end: tuple[Any, Any], is_over: Callable[[], bool] | None = None) -> SocketChannel | PipeChannel:
+    """Open an end. ``is_over``: as for `SocketChannel`."""
     return SocketChannel(*end, is_over) if isinstance(end[0], socket.socket) else PipeChannel(*end)
 
 

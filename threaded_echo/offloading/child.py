@@ -16,11 +16,16 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
-from .channel import Disconnected, open_end
-from .messages import ERROR, READY, RESULT, Message, Received
+from .channel import Disconnected, PipeChannel, SocketChannel, open_end
+from .messages import CALL, CLOSE, ERROR, INITIALIZE, ITEM, ITERATE, NEXT, READY, RESULT, Message, Received
+
+AHEAD = 4
+"""The most items of an iteration that a worker has sent and the handler has not used yet."""
 
 NICENESS = 10
 """How much a worker lowers its priority: the server's replies go first, and the workers use what is left."""
@@ -42,8 +47,11 @@ def work(end: tuple[Any, Any]) -> None:  # pragma: no cover - in another process
         Message(READY, None).send(channel)
         while True:
             with Received(channel) as call:
-                channel.tell_begun()
-                outcome = run_call(call)
+                if call.kind in (NEXT, CLOSE):  # of an iteration that had ended when these were sent
+                    continue
+                if call.kind != INITIALIZE:
+                    channel.tell_begun()
+                outcome = run_iteration(call, channel) if call.kind == ITERATE else run_call(call)
             with outcome:
                 outcome.send(channel)
 
@@ -68,17 +76,61 @@ def end_with_the_server() -> None:  # pragma: no cover - as before
 def run_call(call: Received) -> Message:
     """Run a call; return its outcome: the result, or the exception with its traceback."""
     try:
+        run = load_call(call)
+        result = run()
+    except Disconnected:
+        raise
+    except BaseException as error:  # the handler's thread raises it, SystemExit included
+        return pickle_error(call.name, error, traceback.format_exc())
+    return pickle_result(call.name, result if call.kind == CALL else None)
+
+
+def run_iteration(call: Received, channel: SocketChannel | PipeChannel) -> Message:
+    """Send what a generator function yields; return what ends the iteration: no result, or an exception.
+
+    It is at most `AHEAD` items ahead of the server. When the server wants no more of them, the generator is closed, so
+    that its ``finally`` blocks are run.
+    """
+    try:
+        items = iter(load_call(call)())
+        try:
+            ahead = 0
+            for item in items:
+                with pickle_item(call.name, item) as message:
+                    message.send(channel)
+                del item
+                ahead += 1
+                while ahead == AHEAD or channel.has_data():
+                    with Received(channel) as answer:
+                        if answer.kind == CLOSE:
+                            return Message(RESULT, None)
+                    ahead -= 1
+        finally:
+            getattr(items, "close", bool)()
+    except Disconnected:
+        raise
+    except BaseException as error:  # as in run_call
+        return pickle_error(call.name, error, traceback.format_exc())
+    return Message(RESULT, None)
+
+
+def load_call(call: Received) -> Callable[[], Any]:
+    """Load what is to be called."""
+    try:
         function, args, kwargs = call.load()
     except Disconnected:
         raise
     except Exception as error:  # whatever importing a module, or an object's own unpickling, raises
-        reason = ImportError(f"a worker process cannot load {call.name}: {describe(error)}")
-        return Message(ERROR, (reason, traceback.format_exc()))
+        raise ImportError(f"a worker process cannot load {call.name}: {describe(error)}") from error
+    return partial(function, *args, **kwargs)
+
+
+def pickle_item(name: str, item: Any) -> Message:
+    """Pickle what a generator has yielded. Raises TypeError if it cannot be pickled."""
     try:
-        result = function(*args, **kwargs)
-    except BaseException as error:  # the handler's thread raises it, SystemExit included
-        return pickle_error(call.name, error, traceback.format_exc())
-    return pickle_result(call.name, result)
+        return Message(ITEM, item)
+    except Exception as error:  # whatever an object's own pickling raises
+        raise TypeError(f"what {name} yielded cannot be sent back: {describe(error)}") from error
 
 
 def pickle_result(name: str, result: Any) -> Message:

@@ -8,7 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -50,6 +50,16 @@ def run_in_worker(call: Call, message: Message, workers: Workers, count: int) ->
     try:
         return workers.call(message, count, call.period, call.unpinned)
     except WorkerDied as error:
+        if call.period.forced:
+            raise ServerStopping("the server has ended this call as it stopped") from error
+        raise
+
+
+def iterate_in_worker(call: Call, message: Message, workers: Workers, count: int) -> Iterator[Any]:
+    """Iterate over what a call, which ``message`` holds, yields in one of ``count`` worker processes."""
+    try:
+        yield from workers.iterate(message, count, call.period, call.unpinned, call.client)
+    except (WorkerDied, ConnectionAbortedError) as error:
         if call.period.forced:
             raise ServerStopping("the server has ended this call as it stopped") from error
         raise

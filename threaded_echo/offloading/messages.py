@@ -23,9 +23,13 @@ from typing import Any
 
 from .channel import HAS_SOCKETS, MOST_DESCRIPTORS, Disconnected, PipeChannel, SocketChannel, close_descriptors
 
-READY, CALL, ITERATE, NEXT, CLOSE, RESULT, ITEM, ERROR = range(8)
-"""What a message is. The server sends calls, and asks for more of an iteration, or for its end; a worker sends the
-rest."""
+READY, INITIALIZE, CALL, ITERATE, NEXT, CLOSE, RESULT, ITEM, ERROR = range(9)
+"""The kinds of messages.
+
+From the server: `INITIALIZE`, `CALL` and `ITERATE` have a function to call; `NEXT` says that an item of an iteration
+has been used, and `CLOSE` that no more are wanted. From the worker: `READY`, once; `ITEM`, any number of times; and at
+the end of what was called its `RESULT` or its `ERROR`, with the traceback.
+"""
 
 _loading = threading.local()  # received: the message that the calling thread is unpickling
 
@@ -141,6 +145,11 @@ class Received:
             raise
         finally:
             _loading.received = before
+
+    def skip(self) -> None:
+        """Receive the content, and drop it."""
+        self._stream.skip()
+        self.close()
 
     def take(self, index: int) -> int:
         """Take over a descriptor."""

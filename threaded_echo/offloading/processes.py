@@ -19,12 +19,15 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ..clients.client import Client
 from ..clients.period import Period
 from ..errors import ServerStopping, WorkerDied
+from .initializing import find_setup
+from .iterations import iterate
 from .messages import Message
 from .worker import END_TIMEOUT, NotBegun, Worker, interpreter_ends
 
@@ -58,11 +61,13 @@ class Workers:
                 for _ in range(missing):  # start them all before waiting for any
                     if period.is_stopping():
                         raise WorkerDied("a stop came as the workers were started")
-                    started.append(worker := self._hold_new(period, unpinned))
+                    started.append(worker := self._hold_new(count, period, unpinned))
                     with self._lock:
                         self._starting.append(worker)
                     if period.is_stopping():  # `interrupt_start` may have come before this one was listed
                         worker.kill()
+                for worker in started:
+                    worker.send_initializer()
                 for worker in started:
                     worker.wait_until_ready()
             except BaseException:  # one cannot start, or a signal handler has raised: none of the others may stay
@@ -91,9 +96,9 @@ class Workers:
         period has been forced before.
         """
         while True:
-            worker = self._hold_idle(period)
+            worker = self._hold_idle(count, period)
             is_new = worker is None
-            worker = worker or self._hold_new(period, unpinned)
+            worker = worker or self._hold_new(count, period, unpinned)
             try:
                 if is_new:
                     worker.wait_until_ready()
@@ -104,21 +109,46 @@ class Workers:
             finally:
                 self._give_back(worker, count)
 
-    def _hold_idle(self, period: Period) -> Worker | None:
-        with self._lock:
-            if period.forced:
-                raise ServerStopping("the server is stopping: it takes no more calls")
-            if interpreter_ends.is_set():
-                raise WorkerDied("the interpreter is ending, and with it the server's workers")
-            if not self._idle:
-                return None
-            worker = self._idle.pop()
-            self._held[worker] = period
-        return worker
+    def iterate(self, call: Message, count: int, period: Period, unpinned: Unpinned,
+                client: Client | None) -> Iterator[Any]:
+        """Iterate in one of ``count`` workers, as `iterations.iterate`. Otherwise as `call`."""
+        while True:
+            worker = self._hold_idle(count, period)
+            is_new = worker is None
+            worker = worker or self._hold_new(count, period, unpinned)
+            try:
+                if is_new:
+                    worker.wait_until_ready()
+                yield from iterate(worker, call, client)
+                return
+            except NotBegun:
+                if is_new:  # as in `call`
+                    raise WorkerDied("a worker process has died as it received a call") from None
+            finally:
+                self._give_back(worker, count)
 
-    def _hold_new(self, period: Period, unpinned: Unpinned) -> Worker:
+    def _hold_idle(self, count: int, period: Period) -> Worker | None:
+        setup, others = find_setup(count), []
+        try:
+            with self._lock:
+                if period.forced:
+                    raise ServerStopping("the server is stopping: it takes no more calls")
+                if interpreter_ends.is_set():
+                    raise WorkerDied("the interpreter is ending, and with it the server's workers")
+                while self._idle:
+                    worker = self._idle.pop()
+                    if worker.setup is setup:
+                        self._held[worker] = period
+                        return worker
+                    others.append(worker)  # the program has set another initializer since
+                return None
+        finally:
+            for worker in others:
+                worker.end()
+
+    def _hold_new(self, count: int, period: Period, unpinned: Unpinned) -> Worker:
         with unpinned():
-            worker = Worker()
+            worker = Worker(find_setup(count))
         with self._lock:
             self._held[worker] = period
         if period.forced or interpreter_ends.is_set():  # which may have come before this one was listed

@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ..clients.client import Client
 from ..errors import WorkerDied
 from .channel import Disconnected, make_ends, open_end, wait
 from .child import work
-from .messages import CALL, ERROR, Message, Received
+from .initializing import WorkerProcesses
+from .messages import CALL, ERROR, INITIALIZE, Message, Received
 
 START_TIMEOUT = 60.0
 """Seconds that a worker may take to import the program's modules before it counts as failed."""
@@ -77,8 +79,15 @@ class _WorkerTraceback(Exception):
 class Worker:
     """A worker process."""
 
-    def __init__(self) -> None:
-        """Start the process. Raises OSError if no process or descriptor is available."""
+    def __init__(self, setup: WorkerProcesses | None = None) -> None:
+        """Start the process. Raises OSError if no process or descriptor is available.
+
+        ``setup`` has the initializer. Raises TypeError if that cannot be sent to a process.
+        """
+        self.setup = setup
+        self._initializer: Message | None = None  # that is still to be sent
+        if setup is not None and setup.initializer is not None:
+            self._initializer = pickle_call(setup.initializer, setup.initargs, {}, INITIALIZE)
         context = multiprocessing.get_context("spawn")
         self._ended = False  # guarded by _children_lock
         ours, theirs = make_ends(context)
@@ -100,11 +109,25 @@ class Worker:
             for each in theirs:
                 each.close()
 
+    def send_initializer(self) -> None:
+        """Have the worker call its initializer, if it has one, as soon as it has started."""
+        message, self._initializer = self._initializer, None
+        if message is not None:
+            with message, contextlib.suppress(Disconnected):  # `wait_until_ready` says what has happened
+                message.send(self._channel)
+
     def wait_until_ready(self) -> None:
-        """Wait until the worker can be called. Raises WorkerDied if it ends, or takes longer than START_TIMEOUT."""
+        """Wait until the worker can be called.
+
+        Raises WorkerDied if it ends, takes longer than START_TIMEOUT to start, or if its initializer fails.
+        """
+        self.send_initializer()
         try:
             self._wait(START_TIMEOUT)
             Received(self._channel)
+            if self.setup is not None:
+                self._wait()
+                self._check_initializer(Received(self._channel))
             return
         except TimeoutError:
             reason = f"is not ready after {START_TIMEOUT:.0f} s"
@@ -117,20 +140,25 @@ class Worker:
         raise WorkerDied(f"a worker process {reason}. Each worker imports the script, which has to be a file, and to "
                          "start its servers under «if __name__ == '__main__':»") from None
 
+    def _check_initializer(self, outcome: Received) -> None:
+        if outcome.kind == ERROR:
+            error, text = outcome.load()
+            error.__cause__ = _WorkerTraceback(text)
+            raise WorkerDied(f"the initializer of the worker processes has failed: {error!r}") from error
+
     def call(self, call: Message) -> Any:
         """Run a call, and return its result or raise its exception.
 
         Raises WorkerDied if the process ends meanwhile, and NotBegun if it had ended before.
         """
-        with self._exchange(call) as reply:
-            return self._open(reply)
+        with self.exchange(call) as reply:
+            return self.open(reply)
 
-    def _exchange(self, call: Message) -> Received:
-        """Send a call, and return the reply."""
+    def exchange(self, call: Message, client: Client | None = None) -> Received:
+        """Send a call, and return the reply. Raises as `call` and `receive`."""
         try:
             call.send(self._channel)
-            self._wait()
-            reply = Received(self._channel)
+            reply = self.receive(client)
             self._channel.was_begun()  # it was, and the next question is about the next call
             return reply
         except Disconnected as error:
@@ -139,11 +167,27 @@ class Worker:
             if begun:
                 raise self._death() from None
             raise NotBegun from error
+        except ConnectionAbortedError:
+            raise
         except BaseException:  # a signal handler has raised: the next call must not get this one's reply
             self.end()
             raise
 
-    def _open(self, reply: Received) -> Any:
+    def ask(self, kind: int, client: Client | None) -> Received:
+        """Send a message without content in the middle of a call, and return the reply. Raises as `call`, `receive`."""
+        try:
+            self.send(kind)
+            return self.receive(client)
+        except Disconnected:
+            self.end()
+            raise self._death() from None
+        except ConnectionAbortedError:
+            raise
+        except BaseException:  # as in exchange
+            self.end()
+            raise
+
+    def open(self, reply: Received) -> Any:
         """Return what a reply holds, or raise it."""
         try:
             content = reply.load()
@@ -152,7 +196,7 @@ class Worker:
             raise self._death() from None
         except Exception as error:  # whatever an object's own unpickling raises
             raise TypeError(f"the result of an offloaded call cannot be loaded: {error}") from error
-        except BaseException:  # as in _exchange
+        except BaseException:  # as in exchange
             self.end()
             raise
         if reply.kind != ERROR:
@@ -166,11 +210,32 @@ class Worker:
     def _death(self) -> WorkerDied:
         return WorkerDied(f"a worker process has died in a call, exit code {self.exitcode}")
 
-    def _wait(self, timeout: float | None = None) -> None:
-        """Wait for data. Raises Disconnected if the process has ended, TimeoutError after ``timeout`` seconds."""
-        ready = wait([self._channel, self._end], timeout)
+    def send(self, kind: int) -> None:
+        """Send a message without content. Raises Disconnected."""
+        self._channel.send(kind)
+
+    def receive(self, client: Client | None = None, timeout: float | None = None) -> Received:
+        """Wait for a message. Raises ConnectionAbortedError if the connection of ``client`` is lost before.
+
+        Raises Disconnected if the process has ended, and TimeoutError after ``timeout`` seconds.
+        """
+        self._wait(timeout, client)
+        return Received(self._channel)
+
+    def end_call(self) -> None:
+        """Note that a call is over that `exchange` has not seen the end of."""
+        self._channel.was_begun()
+
+    def _wait(self, timeout: float | None = None, client: Client | None = None) -> None:
+        """Wait for data. Raises as `receive`."""
+        if self._channel.is_ahead():
+            return
+        connection = -1 if client is None else client._connection.fileno()
+        ready = wait([self._channel, self._end], timeout, connection)
         if not ready:
             raise TimeoutError
+        if connection in ready:
+            raise ConnectionAbortedError("the client of this call has gone")
         if self._channel not in ready and not wait([self._channel], 0):  # it may have come as the process ended
             raise Disconnected
 
@@ -237,12 +302,13 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+                kind: int = CALL) -> Message:
     """Pickle a call. Raises TypeError, with the reason and what to do, if that is not possible."""
     name = getattr(function, "__qualname__", None) or type(function).__qualname__  # not its repr, which may fail
     name = f"{getattr(function, '__module__', '?')}.{name}"
     try:
-        return Message(CALL, (function, args, kwargs), name)
+        return Message(kind, (function, args, kwargs), name)
     except Exception as error:  # whatever an object's own pickling raises
         advice = ("its arguments have to be objects that can be pickled" if _can_be_pickled(function) else
                   "use a function of a module")
