@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from threaded_echo.offloading import channel
-from threaded_echo.offloading.channel import Disconnected, PipeChannel
+from threaded_echo.offloading.pipe_channel import PipeChannel
+from threaded_echo.offloading.wire import HEADER, Disconnected, Incoming, wait
 
 from ..tools import running, wait_until
 from .tools import calling, channels, pipes
@@ -17,7 +18,7 @@ from .tools import calling, channels, pipes
 LARGE = 1_000_000
 
 
-def everything(incoming: channel.Incoming, size: int) -> bytes:
+def everything(incoming: Incoming, size: int) -> bytes:
     """Read the bytes of a message into one object."""
     target = bytearray(size)
     assert incoming.stream.readinto(target) == size
@@ -89,7 +90,7 @@ def test_closed_end_is_noticed(kind):
 def test_end_that_is_closed_in_a_message_is_noticed(read):
     """A part of it has come."""
     with channels() as (near, far):
-        near._socket.sendall(channel._HEADER.pack(1, 0, 0, LARGE) + bytes(1000))
+        near._socket.sendall(HEADER.pack(1, 0, 0, LARGE) + bytes(1000))
         near.close()
         incoming = far.receive()
         with pytest.raises(Disconnected):
@@ -150,7 +151,7 @@ def test_receiver_looks_from_time_to_time_whether_the_sender_is_there(monkeypatc
     """A process that the sender has forked may keep its end open. While the sender is there, it is waited for."""
     monkeypatch.setattr(channel, "CHECK_INTERVAL", 0.01)
     with channels() as (near, far):
-        near._socket.sendall(channel._HEADER.pack(1, 0, 0, MEDIUM))
+        near._socket.sendall(HEADER.pack(1, 0, 0, MEDIUM))
         far._is_over = Waiting(is_over)
         with calling(lambda: read(far.receive().stream)) as outcome:
             wait_until(far._is_over.asked)
@@ -186,10 +187,10 @@ def test_wait_ends_with_the_time_or_the_data(monkeypatch):
     """A platform without poll waits as multiprocessing does."""
     for _ in range(2):
         with channels() as (near, far):
-            assert channel.wait([near, far], 0) == []
+            assert wait([near, far], 0) == []
             near.send(1)
-            assert channel.wait([near, far], 5) == [far]
-            assert channel.wait([far.fileno()]) == [far.fileno()]
+            assert wait([near, far], 5) == [far]
+            assert wait([far.fileno()]) == [far.fileno()]
         monkeypatch.delattr(select, "poll", raising=False)
 
 
@@ -220,4 +221,4 @@ def test_platform_without_unix_sockets_has_pipes(monkeypatch):
         assert isinstance(near, PipeChannel)
         near.send(1, b"name")
         assert far.receive().name == b"name"
-        assert channel.wait([near, far], 0) == []
+        assert wait([near, far], 0) == []

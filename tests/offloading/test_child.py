@@ -6,10 +6,9 @@ import types
 
 import pytest
 
-from threaded_echo.offloading import channel
-from threaded_echo.offloading.channel import Disconnected
 from threaded_echo.offloading.child import run_call
 from threaded_echo.offloading.messages import CALL, RESULT, Message, Received
+from threaded_echo.offloading.wire import HEADER, Disconnected
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
@@ -94,7 +93,7 @@ def test_exception_that_cannot_be_unpickled_is_described():
 def test_call_that_does_not_come_whole_is_no_call():
     """The server has ended as it was sending, and nobody waits for an outcome."""
     with channels() as (server, worker), pickle_call(calls.same, (bytes(100_000),), {}) as message:
-        server._socket.sendall(b"".join((channel._HEADER.pack(CALL, 0, 0, 100_000), message._buffers[0])))
+        server._socket.sendall(b"".join((HEADER.pack(CALL, 0, 0, 100_000), message._buffers[0])))
         server.close()
         with Received(worker) as call, pytest.raises(Disconnected):
             run_call(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from contextlib import nullcontext
 
@@ -15,7 +16,7 @@ from threaded_echo.offloading.processes import Workers
 
 from .. import calls
 from ..conftest import LOOPBACK
-from ..tools import connect, running, until
+from ..tools import GUARD, connect, running, until
 from .tools import calling, pickle_call
 
 
@@ -122,6 +123,31 @@ def test_initializer_that_cannot_be_pickled_is_named():
     with ThreadedTCPServer(LOOPBACK, executor=executor) as server:
         with pytest.raises(TypeError, match="load cannot be sent .*: its arguments"):
             server.start()
+
+
+def test_process_that_cannot_start_leaves_nothing_of_its_initializer(monkeypatch):
+    """The socket that it would have got is closed. The fixture of every test looks for it."""
+    def fail(*_):
+        """Be out of processes."""
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("multiprocessing.popen_spawn_posix.Popen._launch", fail)
+    one, other = socket.socketpair()
+    other.settimeout(GUARD)
+    executor = WorkerProcesses(1, initializer=calls.load, initargs=(one,))
+    with one, other, ThreadedTCPServer(LOOPBACK, executor=executor) as server:
+        with pytest.raises(OSError, match="temporarily"):
+            server.start()
+        one.close()
+        assert other.recv(1) == b""
+
+
+def test_socket_is_handed_over_to_the_initializer():
+    """As to a call."""
+    one, other = socket.socketpair()
+    other.settimeout(GUARD)
+    with one, other, serving(WorkerProcesses(1, initializer=calls.write, initargs=(one, b"hello"))):
+        assert other.recv(5) == b"hello"
 
 
 def test_initializers_run_at_the_same_time(meeting):

@@ -175,6 +175,14 @@ def iterate(workers, function, *args, period=None, client=None) -> Any:
         yield from workers.iterate(message, 3, period or Period(), nullcontext, client)
 
 
+def test_arguments_are_the_callers_again_when_the_first_item_has_come():
+    """A bytearray that is being sent keeps its size."""
+    data = bytearray(100_000)
+    with pool(1) as workers, closing(iterate(workers, calls.same, [data, data])) as items:
+        assert next(items) == data
+        data.append(1)
+
+
 def test_function_is_only_a_few_items_ahead():
     """It waits until the handler asks for more, and does not go on when it is told to end."""
     produced, closed = [], []

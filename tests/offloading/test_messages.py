@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 
 from threaded_echo.offloading import channel, messages
-from threaded_echo.offloading.channel import Disconnected
 from threaded_echo.offloading.messages import RESULT, Message, Received
+from threaded_echo.offloading.wire import Disconnected
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
@@ -254,6 +254,15 @@ def test_arguments_are_named_as_the_reason():
     """A function of a module is not to blame."""
     with pytest.raises(TypeError, match="calls.square cannot be sent .* its arguments have to be .*lock"):
         pickle_call(calls.square, (threading.Lock(),), {})
+
+
+def test_name_of_any_length_is_sent():
+    """A very long one is cut short, wherever that is."""
+    for name in ("é" * 40_000, "\udcff" * 20_000):
+        with channels() as (near, far), Message(RESULT, 1, name) as message:
+            message.send(near)
+            with Received(far) as received:
+                assert len(received.name) > 30_000 and received.load() == 1
 
 
 def test_function_is_named_without_its_repr():

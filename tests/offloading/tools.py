@@ -15,6 +15,7 @@ from typing import Any
 from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import channel
+from threaded_echo.offloading.pipe_channel import PipeChannel
 from threaded_echo.offloading.processes import Workers
 from threaded_echo.offloading.worker import pickle_call
 
@@ -166,7 +167,7 @@ def pipes() -> Iterator[tuple[Any, Any]]:
     """Have both ends of a channel as a platform without Unix sockets has them."""
     one, other = multiprocessing.Pipe()
     reader, writer = multiprocessing.Pipe(duplex=False)
-    ours, theirs = channel.PipeChannel(one, reader), channel.PipeChannel(other, writer)
+    ours, theirs = PipeChannel(one, reader), PipeChannel(other, writer)
     try:
         yield ours, theirs
     finally:

@@ -11,17 +11,17 @@ Invariants:
 from __future__ import annotations
 
 import array
-import io
-import multiprocessing.connection
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
-from typing import Any, NamedTuple
+from typing import Any
+
+from .pipe_channel import PipeChannel
+from .wire import HEADER, Disconnected, Incoming, Whole, close_descriptors, wait
 
 CHECK_INTERVAL = 1.0
 """Seconds without progress after which a transfer looks whether the other process is there."""
@@ -32,43 +32,11 @@ MOST_DESCRIPTORS = 253
 HAS_SOCKETS = hasattr(socket, "send_fds")
 """Whether processes are connected by Unix sockets, which take descriptors along; elsewhere, on Windows, by pipes."""
 
-_HEADER = struct.Struct("!BBHQ")  # the message's kind; how many descriptors, bytes of its name, and other bytes it has
 _AHEAD = 65536  # bytes that are received ahead
 _MOST_BUFFERS = 512  # that one system call sends; most systems allow 1,024
 _ANCILLARY = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize) if HAS_SOCKETS else 0
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
-
-
-class Disconnected(Exception):
-    """Raised if the other process has ended, or has closed its end."""
-
-
-class Incoming(NamedTuple):
-    """A message that has begun to come. The rest is received as its stream is read."""
-
-    kind: int
-    name: bytes
-    stream: Any
-    descriptors: list[int]
-
-
-def wait(ends: Sequence[Any], timeout: float | None = None, connection: int = -1) -> list[Any]:
-    """Wait until one of the ends (descriptors, or objects that have one) can be read; return those that can.
-
-    ``timeout`` is in seconds; ``None`` means no limit. ``connection``: the descriptor of a socket, which is returned,
-    too, if its connection is lost; on a platform without `select.poll`, as Windows, nothing reports that.
-    """
-    if not hasattr(select, "poll"):
-        return multiprocessing.connection.wait(ends, timeout)
-    poll = select.poll()
-    for end in ends:
-        poll.register(end, select.POLLIN)
-    if connection >= 0:
-        poll.register(connection, 0)  # no events: only an error, or the end of both directions, is reported
-    found = {descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)}
-    ready = [end for end in ends if (end if isinstance(end, int) else end.fileno()) in found]
-    return [*ready, connection] if connection in found else ready
 
 
 class SocketChannel:
@@ -112,7 +80,7 @@ class SocketChannel:
 
     def send(self, kind: int, name: bytes = b"", buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
         """Send a message: its buffers, of bytes, and copies of the descriptors. Raises Disconnected."""
-        rest = [_HEADER.pack(kind, len(descriptors), len(name), sum(map(len, buffers))) + name, *buffers]
+        rest = [HEADER.pack(kind, len(descriptors), len(name), sum(map(len, buffers))) + name, *buffers]
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         first = 0
         while first < len(rest):
@@ -130,17 +98,17 @@ class SocketChannel:
 
     def receive(self) -> Incoming:
         """Wait for a message, and receive so much of it as there is. Raises Disconnected."""
-        while self._end - self._start < _HEADER.size:
+        while self._end - self._start < HEADER.size:
             self._receive_ahead()
-        kind, count, length, size = _HEADER.unpack_from(self._ahead, self._start)
-        self._start += _HEADER.size
+        kind, count, length, size = HEADER.unpack_from(self._ahead, self._start)
+        self._start += HEADER.size
         name = self.take(length) if length else b""
         descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
         if len(descriptors) < count:  # this process has no place for more
             close_descriptors(descriptors)
             raise Disconnected
         is_there = size <= self._end - self._start
-        return Incoming(kind, name, _Whole(self.take(size)) if is_there else _Stream(self, size), descriptors)
+        return Incoming(kind, name, Whole(self.take(size)) if is_there else Stream(self, size), descriptors)
 
     def take(self, size: int) -> bytes:
         """Receive so many bytes."""
@@ -209,14 +177,7 @@ class SocketChannel:
             raise Disconnected from error
 
 
-class _Whole(io.BytesIO):
-    """What the unpickler reads a message from that has been received."""
-
-    def skip(self) -> None:
-        """As `_Stream.skip`."""
-
-
-class _Stream:
+class Stream:
     """What the unpickler reads a message from that comes meanwhile."""
 
     def __init__(self, channel: SocketChannel, size: int) -> None:
@@ -254,57 +215,7 @@ class _Stream:
             self.read(_AHEAD)
 
 
-class PipeChannel:
-    """One end of a channel on a platform without Unix sockets: of two connections, which take whole messages."""
-
-    def __init__(self, connection: Connection, begun: Connection) -> None:
-        """Take over both."""
-        self._connection, self._begun = connection, begun
-
-    def fileno(self) -> int:
-        """Return what `wait` takes."""
-        return self._connection.fileno()
-
-    def is_ahead(self) -> bool:
-        """As `SocketChannel.is_ahead`."""
-        return False
-
-    def has_data(self) -> bool:
-        """As `SocketChannel.has_data`."""
-        return self._connection.poll()
-
-    def tell_begun(self) -> None:
-        """As `SocketChannel.tell_begun`."""
-        self._begun.send_bytes(b"\0")
-
-    def was_begun(self) -> bool:
-        """As `SocketChannel.was_begun`."""
-        found = False
-        with suppress(EOFError):
-            while self._begun.poll():
-                found = bool(self._begun.recv_bytes())
-        return found
-
-    def send(self, kind: int, name: bytes = b"", buffers: Sequence[Any] = (), descriptors: Sequence[int] = ()) -> None:
-        """As `SocketChannel.send`, but without descriptors."""
-        try:
-            self._connection.send_bytes(b"".join((_HEADER.pack(kind, 0, len(name), 0), name, *buffers)))
-        except OSError as error:
-            raise Disconnected from error
-
-    def receive(self) -> Incoming:
-        """As `SocketChannel.receive`."""
-        try:
-            stream = _Whole(self._connection.recv_bytes())
-        except (EOFError, OSError) as error:
-            raise Disconnected from error
-        kind, _, length, _ = _HEADER.unpack(stream.read(_HEADER.size))
-        return Incoming(kind, stream.read(length), stream, [])
-
-    def close(self) -> None:
-        """Close this end. May be called again."""
-        self._connection.close()
-        self._begun.close()
+Channel = SocketChannel | PipeChannel
 
 
 def make_ends(context: SpawnContext) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -319,13 +230,6 @@ def make_ends(context: SpawnContext) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     return (ours, reader), (theirs, writer)
 
 
-def open_end(end: tuple[Any, Any], is_over: Callable[[], bool] | None = None) -> SocketChannel | PipeChannel:
+def open_end(end: tuple[Any, Any], is_over: Callable[[], bool] | None = None) -> Channel:
     """Open an end. ``is_over``: as for `SocketChannel`."""
     return SocketChannel(*end, is_over) if isinstance(end[0], socket.socket) else PipeChannel(*end)
-
-
-def close_descriptors(descriptors: list[int]) -> None:
-    """Close and forget descriptors; -1 stands for one that was taken over."""
-    while descriptors:
-        with suppress(OSError):
-            os.close(descriptors.pop())

@@ -21,8 +21,9 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
-from .channel import Disconnected, PipeChannel, SocketChannel, open_end
+from .channel import Channel, open_end
 from .messages import CALL, CLOSE, ERROR, INITIALIZE, ITEM, ITERATE, NEXT, READY, RESULT, Message, Received
+from .wire import Disconnected
 
 AHEAD = 4
 """The most items of an iteration that a worker has sent and the handler has not used yet."""
@@ -85,7 +86,7 @@ def run_call(call: Received) -> Message:
     return pickle_result(call.name, result if call.kind == CALL else None)
 
 
-def run_iteration(call: Received, channel: SocketChannel | PipeChannel) -> Message:
+def run_iteration(call: Received, channel: Channel) -> Message:
     """Send what a generator function yields; return what ends the iteration: no result, or an exception.
 
     It is at most `AHEAD` items ahead of the server. When the server wants no more of them, the generator is closed, so

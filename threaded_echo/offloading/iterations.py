@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..clients.client import Client
-from .channel import Disconnected
 from .messages import CLOSE, ITEM, NEXT, Message
+from .wire import Disconnected
 from .worker import Worker
 
 logger = logging.getLogger("threaded_echo")
@@ -32,6 +32,7 @@ def iterate(worker: Worker, call: Message, client: Client | None) -> Iterator[An
     is_over = False
     try:
         reply = worker.exchange(call, client)
+        call.close()  # it is not sent again, and keeps the size of its buffers
         while True:
             is_over = reply.kind != ITEM
             with reply:

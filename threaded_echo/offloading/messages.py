@@ -21,7 +21,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from .channel import HAS_SOCKETS, MOST_DESCRIPTORS, Disconnected, PipeChannel, SocketChannel, close_descriptors
+from .channel import HAS_SOCKETS, MOST_DESCRIPTORS, Channel
+from .wire import Disconnected, close_descriptors
 
 READY, INITIALIZE, CALL, ITERATE, NEXT, CLOSE, RESULT, ITEM, ERROR = range(9)
 """The kinds of messages.
@@ -55,7 +56,7 @@ class Message:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def send(self, channel: SocketChannel | PipeChannel) -> None:
+    def send(self, channel: Channel) -> None:
         """Send the message. Raises Disconnected if the process at the other end has ended."""
         channel.send(self.kind, self._name, self._buffers, self._descriptors)
 
@@ -118,10 +119,10 @@ class _Pickler(pickle.Pickler):
 class Received:
     """A message that is being received. Whoever receives it closes it: it is a context manager."""
 
-    def __init__(self, channel: SocketChannel | PipeChannel) -> None:
+    def __init__(self, channel: Channel) -> None:
         """Wait for a message. Raises Disconnected if the process at the other end has ended."""
         self.kind, name, self._stream, self._descriptors = channel.receive()
-        self.name = name.decode()
+        self.name = name.decode(errors="replace")  # it may have been cut short
 
     def __enter__(self) -> Received:
         return self

@@ -24,10 +24,11 @@ from typing import Any
 
 from ..clients.client import Client
 from ..errors import WorkerDied
-from .channel import Disconnected, make_ends, open_end, wait
+from .channel import make_ends, open_end
 from .child import work
 from .initializing import WorkerProcesses
 from .messages import CALL, ERROR, INITIALIZE, Message, Received
+from .wire import Disconnected, wait
 
 START_TIMEOUT = 60.0
 """Seconds that a worker may take to import the program's modules before it counts as failed."""
@@ -86,8 +87,6 @@ class Worker:
         """
         self.setup = setup
         self._initializer: Message | None = None  # that is still to be sent
-        if setup is not None and setup.initializer is not None:
-            self._initializer = pickle_call(setup.initializer, setup.initargs, {}, INITIALIZE)
         context = multiprocessing.get_context("spawn")
         self._ended = False  # guarded by _children_lock
         ours, theirs = make_ends(context)
@@ -97,6 +96,8 @@ class Worker:
         self._end = -1  # a descriptor that becomes readable when the process ends
         self.exitcode: int | None = None  # known after `end`
         try:
+            if setup is not None and setup.initializer is not None:
+                self._initializer = pickle_call(setup.initializer, setup.initargs, {}, INITIALIZE)
             # The lock is released before SIGINT is unblocked: a handler that runs then must not find it taken.
             with _sigint_blocked(), _children_lock:
                 self._process.start()
@@ -256,6 +257,8 @@ class Worker:
     def end(self, timeout: float = 0) -> None:
         """Collect the process; kill it if it is still running after ``timeout`` seconds. May be called again."""
         self._channel.close()
+        if self._initializer is not None:
+            self._initializer.close()
         if self._ended or self._process.pid is None:
             return
         if self._end < 0 or not wait([self._end], timeout):
