@@ -25,7 +25,8 @@ and waits ``drain_timeout`` seconds for them. Then it cuts the connections that 
 seconds. It returns a `StopReport`, which names each `Survivor`: Python cannot end a thread from outside.
 
 *Computing.* ``self.offload(function, ...)`` runs a function in worker processes (``executor=2``) or in any executor,
-while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`.
+while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`. ``self.offload_iter``
+iterates over what a generator function yields there. `WorkerProcesses` are prepared by an initializer.
 
 The package logs to the logger ``threaded_echo``. ``python3 -m threaded_echo`` runs an echo server, and
 ``threaded_echo.examples`` has programs to start from. README.rst has the guarantees, the limits and the speed.
@@ -39,6 +40,7 @@ from .offloading.threads import WorkerThreads
 from .server import ThreadedTCPServer, ThreadedUnixStreamServer
 from .report import StopReport, Survivor
 from .clients.threads import current_client
+from .offloading.initializing import WorkerProcesses
 
 __version__ = "0.1.0"
 
@@ -57,6 +59,7 @@ __all__ = [
     "ThreadedTCPServer",
     "ThreadedUnixStreamServer",
     "WorkerDied",
+    "WorkerProcesses",
     "WorkerThreads",
     "current_client",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,8 @@ class ThreadedMixIn(AcceptingHooks):
 
     For the caller: ``start``, ``run``, ``serve_forever``, ``handle_request``; ``shutdown``, ``server_close``, ``stop``,
     or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``, ``offload_within``,
-    ``offloads``. To override: ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread
-    safety*: all methods for the caller may be used from any thread, a handler's included.
+    ``offload_iter``, ``offloads``. To override: ``client_connected``, ``client_disconnected``, and every hook of
+    socketserver. *Thread safety*: all methods for the caller may be used from any thread, a handler's included.
     """
 
     # The options: options.py has their defaults and their documentation.
@@ -242,6 +242,22 @@ class ThreadedMixIn(AcceptingHooks):
         *Thread safety*: any thread.
         """
         return ServerState.of(self).offloads.snapshot()
+
+    def offload_iter(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Iterate over what a generator function yields in a worker process, as it comes.
+
+        ``for item in self.offload_iter(function, *args): self.send(item)``. The worker is at most four items ahead of
+        the loop, so that a slow client slows it down. An exception of the function is raised here after the items that
+        came before it. When the loop is left early, the function is ended at its next ``yield``, where its ``finally``
+        blocks run; if it does not get there within 5 seconds, its process is killed. The same is done if the client's
+        connection is reset or cut meanwhile, and ConnectionAbortedError is raised. What else is raised, and when, is as
+        with `offload`; `offload_timeout` counts for the whole iteration, and is looked at when an item is waited for.
+
+        The worker, and a place under `max_offloads`, is taken until the iteration is over: do not call `offload` inside
+        the loop if there may be no other. With ``executor=None`` the function runs in the calling thread. Any other
+        executor is a TypeError. *Thread safety*: one thread at a time may use an iterator.
+        """
+        return ServerState.of(self).offload_iter(self, function, args, kwargs)
 
     # What it tells.
 

@@ -94,7 +94,8 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "Seconds that it then waits for the rest, after it has cut their connections."),
     Option("executor", None, _executor,
            "Where offload() runs functions. None: in the calling thread. A number: in so many worker processes, which "
-           "the server starts before its first client, and ends. WorkerThreads(n): in so many threads at a lower "
+           "the server starts before its first client, and ends. WorkerProcesses(n, initializer=function): the same, "
+           "and each is prepared by a call of that function. WorkerThreads(n): in so many threads at a lower "
            "priority, for Python without the GIL. Or any object with a submit() like that of "
            "concurrent.futures.Executor, which its owner shuts down."),
     Option("max_offloads", None, _limit,
@@ -125,8 +126,8 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
 _SOCKETSERVERS = ("allow_reuse_address", "request_queue_size", "daemon_threads")
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
-_YIELDS = (*OPTIONS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "offload_within", "offloads",
-           "handle_error",
+_YIELDS = (*OPTIONS, "start", "run", "stop", "stopping", "clients", "stats", "offload", "offload_within",
+           "offload_iter", "offloads", "handle_error",
            "process_request_thread")
 
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from .accepting.failures import AcceptFailures
 from .accepting.loop import Loops
 from .accepting.one_cpu import OneCpu
+from .clients.client import Client
+from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, current_client
 from .observe.logs import BoundedLog
@@ -58,15 +60,27 @@ class ServerState:
         """The same with a deadline; ``None``: without one."""
         if seconds is not None:
             check_seconds("seconds", seconds)
+        return self.offloads.call(*self._caller(server), function, args, kwargs, self.one_cpu.lifted,
+                                  self._terms(server, seconds))
+
+    def offload_iter(self, server: Any, function: Callable[..., Any], args: tuple[Any, ...],
+                     kwargs: dict[str, Any]) -> Iterator[Any]:
+        """Iterate over what ``function`` yields in a server's executor: see ``ThreadedMixIn.offload_iter``."""
+        return self.offloads.iterate(*self._caller(server), function, args, kwargs, self.one_cpu.lifted,
+                                     self._terms(server, server.offload_timeout))
+
+    def _terms(self, server: Any, seconds: float | None) -> Terms:
+        """Say what the options of a server mean for one call."""
+        return Terms(seconds, server.slow_offload, server.max_offloads_per_host,
+                     partial(self.logs.log, server.logs_per_client))
+
+    def _caller(self, server: Any) -> tuple[Period, Client | None, Any, int | None, bool]:
+        """Find who calls, where that is to run, and the limit."""
         client = current_client()
         if not self.registry.owns(client):
             client = None  # of another server, in whose handler this one is called
         period = self.stopping.period if client is None else client._period
-        terms = Terms(seconds, server.slow_offload, server.max_offloads_per_host,
-                      partial(self.logs.log, server.logs_per_client))
-        return self.offloads.call(period, client, server.executor, server.max_offloads,
-                                  server.at_offload_limit == "refuse", function, args, kwargs, self.one_cpu.lifted,
-                                  terms)
+        return period, client, server.executor, server.max_offloads, server.at_offload_limit == "refuse"
 
     def stats(self) -> ServerStats:
         """Take a snapshot, which is consistent but for the bytes of live clients: those are read one by one."""

@@ -3,19 +3,21 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import queue
 import select
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 import pytest
 
 from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied
 from threaded_echo.clients.period import Period
-from threaded_echo.offloading import processes, worker
+from threaded_echo.offloading import iterations, processes, worker
 from threaded_echo.offloading.call import Call, CallerLeft, Terms
 from threaded_echo.offloading.waiting import wait_with_caller
+from threaded_echo.offloading.wire import Disconnected
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
@@ -104,6 +106,55 @@ def test_option_is_the_time_of_each_call(serve, meeting, late):
         assert replies.readline() == b"tests.calls.meet has not returned within 7.5 s\n"
         client.sendall(b"none\n")
         assert replies.readline() == b"9\n"
+
+
+def test_iteration_that_is_late_ends_with_its_worker(serve, meeting, late):
+    """The option counts for the whole of it. The next call has another process."""
+    server = serve(ClientHandler, executor=1, offload_timeout=30)
+    begun = late()
+    with closing(server.offload_iter(calls.meet_for_each, meeting.address, 3)) as items:
+        with pytest.raises(TimeoutError, match=r"tests\.calls\.meet_for_each has not returned within 30 s"):
+            next(items)
+    assert server.offload_within(None, os.getpid) != begun[0]
+    meeting.dismiss()
+    assert server.stats().offloads_running == 0
+
+
+def test_worker_that_starts_for_a_late_iteration_is_kept():
+    """It is not at fault."""
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=1, offload_timeout=0) as server:
+        with pytest.raises(TimeoutError):
+            list(server.offload_iter(calls.numbers, 3))
+        [started] = server._threaded_state.offloads._workers._idle
+        server.offload_timeout = None
+        assert list(server.offload_iter(calls.numbers, 3)) == [0, 1, 2]
+        assert server._threaded_state.offloads._workers._idle == [started]
+
+
+def test_stop_as_the_client_of_an_iteration_goes_is_what_its_handler_is_told_of(monkeypatch, meeting):
+    """Whichever came first."""
+    told: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+
+    class Handler(LineHandler):
+        """Iterates."""
+
+        def process(self, line):
+            """Tell how that ends."""
+            try:
+                list(self.offload_iter(calls.meet_for_each, meeting.address, 3))
+            except Exception as error:
+                told.put(error)
+
+    with ThreadedTCPServer(("127.0.0.1", 0), Handler, executor=1).start() as server, connect(server) as client:
+        def close(*arguments: object) -> None:
+            """Let a stop come just then."""
+            server._threaded_state.stopping.period.force()
+
+        monkeypatch.setattr(iterations, "close", close)
+        client.sendall(b"\n")
+        meeting.welcome()
+        server.clients[1].disconnect()
+        assert isinstance(told.get(timeout=GUARD), ServerStopping)
 
 
 @pytest.mark.parametrize("seconds", [-1, "1", float("nan"), True])
@@ -293,18 +344,17 @@ def test_call_that_never_ends_is_killed_when_its_time_is_up_though_its_client_ha
     with pool(1) as workers:
         [made] = workers._idle
         with pickle_call(calls.meet, (meeting.address,), {}) as message:
-            message.send(made._connection)
+            message.send(made._channel)
         meeting.welcome()
         made.see_through(0)
         assert not made.is_alive()
-        made.see_through(0)
         meeting.dismiss()
 
 
 @pytest.mark.parametrize("reason", ["descriptors", "start", "stopping"])
 def test_killed_worker_that_cannot_be_replaced_is_not_missed(monkeypatch, reason):
     """The next call tries again, if there is one."""
-    def fail() -> None:
+    def fail(setup: None) -> None:
         """Be out of descriptors."""
         raise OSError(24, "Too many open files")
 
@@ -343,8 +393,8 @@ def test_stop_just_before_such_a_worker_is_listed_ends_it(monkeypatch):
     class Starting(processes.Worker):
         """A stop comes as it is made."""
 
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, setup: None) -> None:
+            super().__init__(setup)
             caller.period.stop()
             workers.interrupt_start()
 
@@ -378,9 +428,9 @@ def test_stop_waits_for_the_thread_that_sees_a_call_through(meeting):
     """It has ended its worker, and nothing is left."""
     caller = Caller()
     with pool(1, caller.period) as workers:
-        held = workers._hold_idle(caller.period)
+        held = workers._hold_idle(1, caller.period)
         with pickle_call(calls.meet, (meeting.address,), {}) as message:
-            message.send(held._connection)
+            message.send(held._channel)
         meeting.welcome()
         workers._leave(held, caller.call, 1, caller.over.set)
         caller.period.force()
@@ -389,14 +439,13 @@ def test_stop_waits_for_the_thread_that_sees_a_call_through(meeting):
         meeting.dismiss()
 
 
-def test_end_of_a_worker_is_seen_though_its_pipe_stays_open(monkeypatch):
+def test_end_of_a_worker_is_seen_though_its_channel_stays_open(monkeypatch):
     """A process that it has forked may keep that open."""
     with pool(1) as workers:
         [made] = workers._idle
-        made.caller = Caller(GUARD).call
         monkeypatch.setattr(made, "_look", lambda client, seconds: ([made._end], True))
-        with pytest.raises(EOFError):
-            made._wait_with_caller()
+        with pytest.raises(Disconnected):
+            made.receive(Caller(GUARD).call)
 
 
 def test_deadline_holds_on_a_platform_without_poll(monkeypatch):

@@ -14,6 +14,8 @@ from typing import Any
 
 from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer, WorkerThreads
 from threaded_echo.clients.period import Period
+from threaded_echo.offloading import channel
+from threaded_echo.offloading.pipe_channel import PipeChannel
 from threaded_echo.offloading.processes import Workers
 from threaded_echo.offloading.threads import warned
 from threaded_echo.offloading.worker import pickle_call
@@ -153,6 +155,30 @@ def call_in(workers: Workers, function: Callable[..., Any], /, *args: Any, perio
     """Call a function in a worker."""
     with pickle_call(function, args, {}) as message:
         return workers.call(message, 3, period or Period(), nullcontext)
+
+
+@contextmanager
+def channels() -> Iterator[tuple[Any, Any]]:
+    """Have both ends of a channel in this process: the server's and the worker's."""
+    ours, theirs = (channel.open_end(end, bool) for end in channel.make_ends(multiprocessing.get_context("spawn")))
+    try:
+        yield ours, theirs
+    finally:
+        ours.close()
+        theirs.close()
+
+
+@contextmanager
+def pipes() -> Iterator[tuple[Any, Any]]:
+    """Have both ends of a channel as a platform without Unix sockets has them."""
+    one, other = multiprocessing.Pipe()
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    ours, theirs = PipeChannel(one, reader), PipeChannel(other, writer)
+    try:
+        yield ours, theirs
+    finally:
+        ours.close()
+        theirs.close()
 
 
 @contextmanager

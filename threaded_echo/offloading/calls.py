@@ -18,8 +18,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from ..errors import ServerStopping, WorkerDied
 from ..observe.durations import DurationRecorder, Durations
 from ..options import OPTIONS
 from .call import ENDED, NO_TERMS, Call, CallerLeft, OffloadedCall, Terms
-from .executors import run_in_thread, run_in_worker, run_inline, submit
+from .executors import iterate_in_worker, run_in_thread, run_in_worker, run_inline, submit
 from .threads import WorkerThreads
 from .turns import Turn, Turns
 from .waiting import Wakers, computing, wait_until_set
@@ -162,29 +162,89 @@ class Offloads:
             succeeded = True
             return result
         finally:
-            waker, turn.waker = turn.waker, None
-            if not turn.is_left:
-                self._end(turn, succeeded)
-            if waker is not None:
-                self._wakers.give(waker, period)
+            self._finish(turn, succeeded)
+
+    def iterate(self, period: Period, client: Client | None, executor: Any, limit: int | None, refuse: bool,
+                function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+                unpinned: Callable[[], AbstractContextManager[object]] = nullcontext,
+                terms: Terms = NO_TERMS) -> Iterator[Any]:
+        """Call a generator function, and iterate over what it yields. It has its slot until the iterator is closed.
+
+        All else is as in `call`. Raises TypeError for an executor of the program's.
+        """
+        OPTIONS["executor"].check("executor", executor)
+        count = executor if isinstance(executor, int) else None
+        if count is None and executor is not None:
+            raise TypeError("offload_iter needs a number of worker processes, or None, as the server's executor: "
+                            f"{type(executor).__name__} returns a result, and no items before it")
+        call = Call(period, client, function, args, kwargs, unpinned, terms)
+        return self._iterate(Turn(call, min(filter(None, (limit, count)), default=None), limit, refuse,
+                                  getattr(self._calling, "is_inside", False)), count)
+
+    def _iterate(self, turn: Turn, count: int | None) -> Iterator[Any]:
+        succeeded, client = False, turn.call.client
+        try:
+            items = self._items_here(turn) if count is None else self._items_of_worker(turn, count)
+            with closing(items):
+                while True:
+                    with computing(client):
+                        try:
+                            item = next(items)
+                        except StopIteration:
+                            break
+                    yield item
+                    del item  # it may be large
+            succeeded = True
+        except GeneratorExit:  # the handler has left the loop
+            succeeded = True
+            raise
+        finally:
+            self._finish(turn, succeeded)
+
+    def _items_here(self, turn: Turn) -> Generator[Any, None, None]:
+        """Iterate in this thread."""
+        self._wait_for_slot(turn)
+        items = self._run_here(turn, lambda: iter(run_inline(turn.call)))
+        try:
+            while True:
+                if turn.call.period.forced:
+                    raise ServerStopping("the server has ended this call as it stopped")
+                try:
+                    item = self._run_here(turn, lambda: next(items))
+                except StopIteration:
+                    return
+                yield item
+                del item
+        finally:
+            self._run_here(turn, getattr(items, "close", bool))
+
+    def _items_of_worker(self, turn: Turn, count: int) -> Generator[Any, None, None]:
+        workers = self._find_workers()
+        from .messages import ITERATE  # loaded by now
+        from .worker import pickle_call
+        call = turn.call
+        with pickle_call(call.function, call.args, call.kwargs, ITERATE) as message:
+            self._wait_for_slot(turn)
+            yield from iterate_in_worker(call, message, workers, count)
+
+    def _run_here(self, turn: Turn, function: Callable[[], Any]) -> Any:
+        """Call a function in this thread, in which other calls then need no slots of their own."""
+        self._calling.is_inside = True
+        try:
+            return function()
+        finally:
+            self._calling.is_inside = turn.is_nested
 
     def _run_inline(self, turn: Turn) -> Any:
         with self._slot(turn):
-            return self._run_here(turn)
-
-    def _run_here(self, turn: Turn) -> Any:
-        """Run a call in this thread, in which other calls then need no slots of their own."""
-        self._calling.is_inside = True
-        try:
-            return run_inline(turn.call)
-        finally:
-            self._calling.is_inside = turn.is_nested
+            return self._run_here(turn, partial(run_inline, turn.call))
 
     def _run_in_thread(self, turn: Turn, threads: WorkerThreads) -> Any:
         with self._slot(turn):
             self._use(threads, turn.call.unpinned)
             self._have_waker(turn)
-            return run_in_thread(turn, threads, partial(self._run_here, turn), partial(self._end, turn, False))
+            run = partial(self._run_here, turn, partial(run_inline, turn.call))
+            return run_in_thread(turn, threads, run, partial(self._end, turn, False))
 
     def _run_in_worker(self, turn: Turn, count: int) -> Any:
         workers = self._find_workers()
@@ -258,6 +318,14 @@ class Offloads:
                 return
             is_connected = wait_until_set(waker, call)
             waker.clear()
+
+    def _finish(self, turn: Turn, succeeded: bool) -> None:
+        """End a call whose caller goes on, unless it runs on without that."""
+        waker, turn.waker = turn.waker, None
+        if not turn.is_left:
+            self._end(turn, succeeded)
+        if waker is not None:
+            self._wakers.give(waker, turn.call.period)
 
     def _end(self, turn: Turn, succeeded: bool) -> None:
         """Take a call's slot, or its place among those that wait, back, and count it. May be called again."""

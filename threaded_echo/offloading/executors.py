@@ -8,7 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,16 @@ def run_in_worker(call: Call, message: Message, workers: Workers, count: int, wh
     try:
         return workers.call(message, count, call.period, call.unpinned, call, when_over)
     except WorkerDied as error:
+        if call.period.forced:
+            raise ServerStopping("the server has ended this call as it stopped") from error
+        raise
+
+
+def iterate_in_worker(call: Call, message: Message, workers: Workers, count: int) -> Iterator[Any]:
+    """Iterate over what a call, which ``message`` holds, yields in one of ``count`` worker processes."""
+    try:
+        yield from workers.iterate(message, count, call.period, call.unpinned, call)
+    except (WorkerDied, ConnectionAbortedError) as error:
         if call.period.forced:
             raise ServerStopping("the server has ended this call as it stopped") from error
         raise

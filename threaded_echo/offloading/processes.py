@@ -20,13 +20,15 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ..clients.period import Period
 from ..errors import ServerStopping, WorkerDied
 from .call import Call, CallerLeft
+from .initializing import find_setup
+from .iterations import iterate
 from .messages import Message
 from .worker import END_TIMEOUT, NotBegun, Worker, interpreter_ends
 
@@ -63,11 +65,13 @@ class Workers:
                 for _ in range(missing):  # start them all before waiting for any
                     if period.is_stopping():
                         raise WorkerDied("a stop came as the workers were started")
-                    started.append(worker := self._hold_new(period, unpinned))
+                    started.append(worker := self._hold_new(count, period, unpinned))
                     with self._lock:
                         self._starting.append(worker)
                     if period.is_stopping():  # `interrupt_start` may have come before this one was listed
                         worker.kill()
+                for worker in started:
+                    worker.send_initializer()
                 for worker in started:
                     worker.wait_until_ready()
             except BaseException:  # one cannot start, or a signal handler has raised: none of the others may stay
@@ -98,14 +102,13 @@ class Workers:
         another thread, when its worker, or a new one in its place, can be called again.
         """
         while True:
-            worker = self._hold_idle(period)
+            worker = self._hold_idle(count, period)
             is_new = worker is None
-            worker = worker or self._hold_new(period, unpinned)
-            worker.caller = caller
+            worker = worker or self._hold_new(count, period, unpinned)
             try:
                 if is_new:
-                    worker.wait_until_ready()
-                result = worker.call(call)
+                    worker.wait_until_ready(caller)
+                result = worker.call(call, caller)
             except CallerLeft:
                 assert caller is not None
                 self._leave(worker, caller, count, when_over)
@@ -120,6 +123,25 @@ class Workers:
             else:
                 self._give_back(worker, count)
                 return result
+
+    def iterate(self, call: Message, count: int, period: Period, unpinned: Unpinned,
+                caller: Call) -> Iterator[Any]:
+        """Iterate in one of ``count`` workers, as `iterations.iterate`, which also says how ``caller`` may leave."""
+        while True:
+            worker = self._hold_idle(count, period)
+            is_new = worker is None
+            worker = worker or self._hold_new(count, period, unpinned)
+            try:
+                if is_new:
+                    worker.wait_until_ready()
+                    caller.check()  # the worker is not at fault if it took too long to start
+                yield from iterate(worker, call, caller)
+                return
+            except NotBegun:
+                if is_new:  # as in `call`
+                    raise WorkerDied("a worker process has died as it received a call") from None
+            finally:
+                self._give_back(worker, count)
 
     def _leave(self, worker: Worker, caller: Call, count: int, when_over: Callable[[], None]) -> None:
         """Have a thread see a call through that its caller has left; if there are no threads, this one does it."""
@@ -151,7 +173,7 @@ class Workers:
         if not replaces:
             return
         try:
-            worker = self._hold_new(period, caller.unpinned)
+            worker = self._hold_new(count, period, caller.unpinned)
             try:
                 with self._lock:
                     self._starting.append(worker)
@@ -165,21 +187,28 @@ class Workers:
         except (OSError, WorkerDied) as error:  # the next call tries again, and raises it
             logger.debug("a worker process that was killed cannot be replaced yet: %s", error)
 
-    def _hold_idle(self, period: Period) -> Worker | None:
-        with self._lock:
-            if period.forced:
-                raise ServerStopping("the server is stopping: it takes no more calls")
-            if interpreter_ends.is_set():
-                raise WorkerDied("the interpreter is ending, and with it the server's workers")
-            if not self._idle:
+    def _hold_idle(self, count: int, period: Period) -> Worker | None:
+        setup, others = find_setup(count), []
+        try:
+            with self._lock:
+                if period.forced:
+                    raise ServerStopping("the server is stopping: it takes no more calls")
+                if interpreter_ends.is_set():
+                    raise WorkerDied("the interpreter is ending, and with it the server's workers")
+                while self._idle:
+                    worker = self._idle.pop()
+                    if worker.setup is setup:
+                        self._held[worker] = period
+                        return worker
+                    others.append(worker)  # the program has set another initializer since
                 return None
-            worker = self._idle.pop()
-            self._held[worker] = period
-        return worker
+        finally:
+            for worker in others:
+                worker.end()
 
-    def _hold_new(self, period: Period, unpinned: Unpinned) -> Worker:
+    def _hold_new(self, count: int, period: Period, unpinned: Unpinned) -> Worker:
         with unpinned():
-            worker = Worker()
+            worker = Worker(find_setup(count))
         with self._lock:
             self._held[worker] = period
         if period.forced or interpreter_ends.is_set():  # which may have come before this one was listed
@@ -188,7 +217,6 @@ class Workers:
 
     def _give_back(self, worker: Worker, count: int) -> None:
         """Keep a worker for the next call, if it is alive and wanted, or end it."""
-        worker.caller = None
         is_alive = worker.is_alive()
         with self._lock:
             period = self._held.pop(worker)
