@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, nullcontext
 
 import pytest
 
-from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied
+from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied, WorkerProcesses
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import iterations, processes, worker
 from threaded_echo.offloading.call import Call, CallerLeft, Terms
@@ -155,6 +155,16 @@ def test_stop_as_the_client_of_an_iteration_goes_is_what_its_handler_is_told_of(
         meeting.welcome()
         server.clients[1].disconnect()
         assert isinstance(told.get(timeout=GUARD), ServerStopping)
+
+
+@pytest.mark.parametrize("kind", ["workers", *RUNNING_ON])
+def test_call_that_ends_in_time_returns(kind, meeting):
+    """Its wait has an end, which does not come."""
+    with executor_of(kind) as executor, ThreadedTCPServer(("127.0.0.1", 0), executor=executor) as server:
+        with calling(server.offload_within, GUARD, calls.meet, meeting.address) as outcome:
+            meeting.welcome()
+            meeting.dismiss()
+        assert outcome == [b"go"]
 
 
 @pytest.mark.parametrize("seconds", [-1, "1", float("nan"), True])
@@ -337,6 +347,27 @@ def test_worker_that_only_starts_is_not_killed_for_a_late_call():
         assert workers._idle == [started]
         caller.call = None
         assert caller.make(workers, calls.square, 3) == 9
+
+
+def test_worker_whose_initializer_runs_is_not_killed_for_a_late_call(meeting, monkeypatch):
+    """It has started, and cannot be called yet."""
+    prepared = WorkerProcesses(1, initializer=calls.meet, initargs=(meeting.address,))
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=prepared) as server:
+        workers = server._threaded_state.offloads._find_workers()
+
+        def is_late(call: Call) -> bool:
+            """Wait for the start."""
+            return call.terms.timeout is not None and any(held._has_started for held in list(workers._held))
+
+        monkeypatch.setattr(Call, "is_late", is_late)
+        monkeypatch.setattr(Call, "seconds_left", lambda call: None if call.terms.timeout is None else 0.01)
+        with calling(server.offload_within, 30, calls.square, 3) as outcome:
+            meeting.welcome()
+        assert isinstance(outcome[0], TimeoutError)
+        meeting.dismiss()
+        monkeypatch.undo()
+        assert server.offload(calls.square, 3) == 9
+        assert len(multiprocessing.active_children()) == 1
 
 
 def test_call_that_never_ends_is_killed_when_its_time_is_up_though_its_client_has_gone(meeting):
