@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from threaded_echo import ClientHandler, ServerStopping, ThreadedTCPServer, WorkerDied
-from threaded_echo.offloading import calls as offloading
+from threaded_echo.offloading import slots as offloading
 from threaded_echo.offloading.turns import Turns
 
 from .. import calls

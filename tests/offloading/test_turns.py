@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from threaded_echo import ClientHandler, OffloadRefused, ThreadedTCPServer
-from threaded_echo.offloading import calls as offloading
+from threaded_echo.offloading import slots as offloading
 from threaded_echo.offloading import waiting as waits
 
 from .. import calls
