@@ -434,8 +434,22 @@ def test_stop_between_two_items_ends_an_iteration_in_the_handlers_thread(serve):
     assert server.stats().offloads_failed == 1
 
 
+@pytest.fixture
+def told_to_close(monkeypatch) -> threading.Event:
+    """Know when a worker has been told to close its generator."""
+    def send(each: Worker, kind: int) -> None:
+        """Tell of it."""
+        real(each, kind)
+        if kind == CLOSE:
+            told.set()
+
+    real, told = Worker.send, threading.Event()
+    monkeypatch.setattr(Worker, "send", send)
+    return told
+
+
 @pytest.mark.parametrize("leave", [reset, lambda client: None], ids=["reset", "disconnect"])
-def test_client_that_goes_ends_the_iteration(leave, meeting):
+def test_client_that_goes_ends_the_iteration(leave, meeting, told_to_close):
     """Its handler is told, the generator is closed, and the worker is free."""
     handler = rows(meeting)
     with serving(1, handler) as server:
@@ -450,7 +464,7 @@ def test_client_that_goes_ends_the_iteration(leave, meeting):
             for each in server.clients.values():
                 if leave is not reset:
                     each.disconnect()
-            until(lambda: all(each._connection.is_lost() for each in server.clients.values()))
+            wait_until(told_to_close)
             meeting.dismiss(b"two")
             meeting.welcome()  # as it closes
             meeting.dismiss()
@@ -458,7 +472,7 @@ def test_client_that_goes_ends_the_iteration(leave, meeting):
         assert server.offload(os.getpid) == process
 
 
-def test_client_that_goes_before_the_first_item_leaves_the_worker_usable(meeting):
+def test_client_that_goes_before_the_first_item_leaves_the_worker_usable(meeting, told_to_close):
     """The worker tells that it has begun in good time for the next call."""
     handler = rows(meeting)
     with serving(1, handler) as server:
@@ -467,6 +481,7 @@ def test_client_that_goes_before_the_first_item_leaves_the_worker_usable(meeting
         client.sendall(b"9\n")
         meeting.welcome()
         reset(client)
+        wait_until(told_to_close)
         meeting.dismiss(b"one")
         meeting.welcome()  # as it closes
         meeting.dismiss()
