@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +19,11 @@ GUARD = 50.0  # as in tools, which imports more
 def square(number: int) -> int:
     """Square a number."""
     return number * number
+
+
+def same(value: Any) -> Any:
+    """Return the argument."""
+    return value
 
 
 def keywords(**values: Any) -> dict[str, Any]:
@@ -32,6 +38,98 @@ def describe() -> dict[str, Any]:
             "blocked": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()),
             "descriptors": {os.readlink(path) for path in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
                             if os.path.islink(path)}}  # not the one that lists them
+
+
+loaded: list[Any] = []
+"""What `load` has been told in this process."""
+
+
+def load(*values: Any) -> Any:
+    """Keep the values, as an initializer does; return what no pickler takes."""
+    loaded.extend(values)
+    return threading.Lock()
+
+
+def read_loaded() -> tuple[int, list[Any]]:
+    """Return this process, and what was loaded in it."""
+    return os.getpid(), loaded
+
+
+def fail_the_second_time(path: str) -> None:
+    """Raise if a file is there, which is there afterwards."""
+    if os.path.exists(path):
+        raise LookupError("not again")
+    open(path, "w").close()
+
+
+def numbers(count: int) -> Iterator[int]:
+    """Yield so many numbers."""
+    yield from range(count)
+
+
+def numbers_and_fail(count: int) -> Iterator[int]:
+    """Yield so many numbers, and raise."""
+    yield from range(count)
+    raise LookupError("no more")
+
+
+def meet_for_each(address: tuple[str, int], count: int = 100) -> Iterator[bytes]:
+    """Meet a listener for each item; meet it once more when the iteration is closed."""
+    try:
+        for _ in range(count):
+            yield meet(address)
+    finally:
+        meet(address)
+
+
+def yield_and_meet(address: tuple[str, int], items: list[Any]) -> Iterator[Any]:
+    """Yield items, and meet a listener at the end."""
+    yield from items
+    yield meet(address)
+
+
+def never_end(address: tuple[str, int]) -> Iterator[int]:
+    """Yield once, and compute for ever."""
+    yield os.getpid()
+    meet(address)
+    spin()
+
+
+def will_not_close() -> Iterator[int]:
+    """Yield for ever, whatever the generator is told."""
+    while True:
+        try:
+            yield os.getpid()
+        except GeneratorExit:
+            pass
+
+
+def fail_as_it_closes() -> Iterator[int]:
+    """Raise when the iteration is closed."""
+    try:
+        for number in range(100):
+            yield number
+    finally:
+        raise LookupError("as it closes")
+
+
+def yield_a_lock() -> Iterator[Any]:
+    """Yield what cannot be pickled."""
+    yield 1
+    yield threading.Lock()
+
+
+def yield_a_traveller() -> Iterator[Any]:
+    """Yield what cannot be unpickled."""
+    yield 1
+    yield Traveller()
+    yield 2
+
+
+def yield_and_die() -> Iterator[int]:
+    """End the process between two items."""
+    yield 1
+    os._exit(6)
 
 
 def run_a_process() -> str:
@@ -161,6 +259,45 @@ def complain() -> None:
     """Raise, but only in the process of the tests, which unpickles the object."""
     if "pytest" in sys.modules:
         raise LookupError("not here")
+
+
+class Deadly:
+    """An object that ends the process in which it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (7,)
+
+
+def return_and_be_killed(size: int) -> list[Any]:
+    """Return something large. The process is killed as the beginning of it is unpickled."""
+    return [Killer(os.getpid()), bytes(size)]
+
+
+class Killer:
+    """An object that kills a process when it is unpickled in another one."""
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+
+    def __reduce__(self) -> Any:
+        return os.kill, (self.process, signal.SIGKILL)
+
+
+def interrupt() -> None:
+    """Raise KeyboardInterrupt."""
+    raise KeyboardInterrupt
+
+
+class Interrupting:
+    """An object whose unpickling is interrupted."""
+
+    def __reduce__(self) -> Any:
+        return interrupt, ()
+
+
+def return_interrupting() -> Interrupting:
+    """Return such an object."""
+    return Interrupting()
 
 
 class Traveller:

@@ -64,6 +64,10 @@ from .tools import Echo, ask
     ({"max_clients_per_host": True}, TypeError),
     ({"reserve_descriptors": -1}, ValueError),
     ({"reserve_descriptors": None}, TypeError),
+    ({"max_offloads_per_host": 0}, ValueError),
+    ({"offload_timeout": "1"}, TypeError),
+    ({"offload_timeout": -1}, ValueError),
+    ({"slow_offload": True}, TypeError),
     ({"daemon_threads": 2}, TypeError),
     ({"allow_reuse_address": "yes"}, TypeError),
 ])

@@ -16,7 +16,7 @@ def test_public_names_are_those_of_the_contract() -> None:
     assert sorted(threaded_echo.__all__) == threaded_echo.__all__ == [
         "Client", "ClientHandler", "EchoHandler", "LineHandler", "LineTooLong", "OffloadRefused", "ServerStats",
         "ServerStopping", "StopReport", "Survivor", "ThreadedMixIn", "ThreadedTCPServer", "ThreadedUnixStreamServer",
-        "WorkerDied", "current_client"]
+        "WorkerDied", "WorkerProcesses", "WorkerThreads", "current_client"]
     assert all(hasattr(threaded_echo, name) for name in threaded_echo.__all__)
 
 

@@ -31,7 +31,8 @@ seconds. It returns a `StopReport`, which names each `Survivor`: Python cannot e
 up; ``Client.reason`` says which. In a handler, ``receive_exactly`` and ``receive_until`` have one for a whole message.
 
 *Computing.* ``self.offload(function, ...)`` runs a function in worker processes (``executor=2``) or in any executor,
-while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`.
+while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`. ``self.offload_iter``
+iterates over what a generator function yields there. `WorkerProcesses` are prepared by an initializer.
 
 The package logs to the logger ``threaded_echo``. ``python3 -m threaded_echo`` runs an echo server, and
 ``threaded_echo.examples`` has programs to start from. README.rst has the guarantees, the limits and the speed.
@@ -41,9 +42,11 @@ from .handlers import ClientHandler, EchoHandler, LineHandler
 from .observe.stats import ServerStats
 from .clients.client import Client
 from .mixin import ThreadedMixIn
+from .offloading.threads import WorkerThreads
 from .server import ThreadedTCPServer, ThreadedUnixStreamServer
 from .report import StopReport, Survivor
 from .clients.threads import current_client
+from .offloading.initializing import WorkerProcesses
 
 __version__ = "0.1.0"
 
@@ -62,5 +65,7 @@ __all__ = [
     "ThreadedTCPServer",
     "ThreadedUnixStreamServer",
     "WorkerDied",
+    "WorkerProcesses",
+    "WorkerThreads",
     "current_client",
 ]

@@ -6,7 +6,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -132,6 +132,23 @@ class ClientHandler(socketserver.BaseRequestHandler):
         """
         return self.server._threaded_state.offload(self.server, function, args, kwargs)  # type: ignore[attr-defined]
 
+    def offload_within(self, seconds: float | None, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do as `offload`, but raise TimeoutError if the call has not returned ``seconds`` after it was made.
+
+        ``None``: wait for as long as it takes. *Thread safety*: the handler's own thread.
+        """
+        state = self.server._threaded_state  # type: ignore[attr-defined]
+        return state.offload_within(self.server, seconds, function, args, kwargs)
+
+    def offload_iter(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Iterate over what a generator function yields in a worker process of the server's, as it comes.
+
+        See the server's ``offload_iter``. *Thread safety*: the handler's own thread.
+        """
+        state = self.server._threaded_state  # type: ignore[attr-defined]
+        items: Iterator[Any] = state.offload_iter(self.server, function, args, kwargs)
+        return items
+
     def _sender(self) -> Callable[[Any], None]:
         """Return what sends a reply: the connection itself, unless a subclass has a ``send`` of its own."""
         if getattr(self.send, "__func__", None) is ClientHandler.send:
@@ -214,6 +231,16 @@ class LineHandler(ClientHandler):
         """Send the replies that are ready, then do as `ClientHandler.offload`."""
         self._flush()
         return super().offload(function, *args, **kwargs)
+
+    def offload_within(self, seconds: float | None, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Send the replies that are ready, then do as `ClientHandler.offload_within`."""
+        self._flush()
+        return super().offload_within(seconds, function, *args, **kwargs)
+
+    def offload_iter(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Send the replies that are ready, then do as `ClientHandler.offload_iter`."""
+        self._flush()
+        return super().offload_iter(function, *args, **kwargs)
 
     def _process_lines(self, lines: list[bytes]) -> None:
         """Process lines that have arrived together."""

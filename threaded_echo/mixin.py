@@ -9,7 +9,7 @@ from __future__ import annotations
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .clients.client import Client
 from .compatibility import NonDataProperty, ShutDownEvent, ThreadList
 from .hooks_accepting import AcceptingHooks
 from .observe.stats import ServerStats
+from .offloading.call import OffloadedCall
 from .report import StopReport
 from .state import ServerState
 
@@ -36,9 +37,10 @@ class ThreadedMixIn(AcceptingHooks):
     It goes before a server class that is built on socketserver: ``class Server(ThreadedMixIn, HTTPServer)``.
 
     For the caller: ``start``, ``run``, ``serve_forever``, ``handle_request``; ``suspend``, ``resume``; ``shutdown``,
-    ``server_close``, ``stop``, or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``.
-    To override: ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread safety*: all
-    methods for the caller may be used from any thread, a handler's included.
+    ``server_close``, ``stop``, or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``,
+    ``offload_within``, ``offload_iter``, ``offloads``; ``reload_tls``. To override: ``client_connected``,
+    ``client_disconnected``, and every hook of socketserver. *Thread safety*: all methods for the caller may be used
+    from any thread, a handler's included.
     """
 
     # The options: options.py has their defaults and their documentation.
@@ -58,6 +60,9 @@ class ThreadedMixIn(AcceptingHooks):
     executor: Any
     max_offloads: int | None
     at_offload_limit: str
+    max_offloads_per_host: int | None
+    offload_timeout: float | None
+    slow_offload: float | None
     logs_per_client: int | None
     max_clients: int | None
     at_limit: str
@@ -267,7 +272,9 @@ class ThreadedMixIn(AcceptingHooks):
         - TypeError or ImportError if the call cannot be sent to a worker process;
         - `WorkerDied` if the worker process ends in the middle of the call;
         - `ServerStopping` when a stop cuts the connections, and for every later call;
-        - ConnectionAbortedError if the client's connection is reset or cut before the call begins;
+        - TimeoutError when the seconds of `offload_timeout` are over;
+        - ConnectionAbortedError if the client's connection is reset or cut meanwhile; a function that runs already is
+          left to end, since it may be in the middle of writing something, and keeps its worker until then;
         - `OffloadRefused` at the limit, if `at_offload_limit` is ``"refuse"``;
         - OSError if no descriptor is available to wait with, or a worker cannot be started.
 
@@ -277,6 +284,38 @@ class ThreadedMixIn(AcceptingHooks):
         Dask runs equal calls only once, unless the executor is made by ``client.get_executor(pure=False)``.
         """
         return ServerState.of(self).offload(self, function, args, kwargs)
+
+    def offload_within(self, seconds: float | None, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do as `offload`, with ``seconds`` in place of `offload_timeout`; ``None``: without a time-out.
+
+        The time counts from this call, the wait for its turn included. *Thread safety*: as `offload`.
+        """
+        return ServerState.of(self).offload_within(self, seconds, function, args, kwargs)
+
+    def offloads(self) -> tuple[OffloadedCall, ...]:
+        """Take a snapshot of the calls that are running or waiting, in the order in which they came.
+
+        Each has ``function`` (its name), ``client`` (``None``: a call of the program's own), ``seconds`` (since it was
+        made) and ``state`` (``"waiting"`` or ``"running"``). A function that runs on without its client is among them.
+        *Thread safety*: any thread.
+        """
+        return ServerState.of(self).offloads.snapshot()
+
+    def offload_iter(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Iterate over what a generator function yields in a worker process, as it comes.
+
+        ``for item in self.offload_iter(function, *args): self.send(item)``. The worker is at most four items ahead of
+        the loop, so that a slow client slows it down. An exception of the function is raised here after the items that
+        came before it. When the loop is left early, the function is ended at its next ``yield``, where its ``finally``
+        blocks run; if it does not get there within 5 seconds, its process is killed. The same is done if the client's
+        connection is reset or cut meanwhile, and ConnectionAbortedError is raised. What else is raised, and when, is as
+        with `offload`; `offload_timeout` counts for the whole iteration, and is looked at when an item is waited for.
+
+        The worker, and a place under `max_offloads`, is taken until the iteration is over: do not call `offload` inside
+        the loop if there may be no other. With ``executor=None`` the function runs in the calling thread. Any other
+        executor is a TypeError. *Thread safety*: one thread at a time may use an iterator.
+        """
+        return ServerState.of(self).offload_iter(self, function, args, kwargs)
 
     # What it tells.
 

@@ -64,6 +64,11 @@ def _limit(name: str, value: object) -> None:
             raise ValueError(f"{name} must be None or at least 1, not 0")
 
 
+def _seconds_or_none(name: str, value: object) -> None:
+    if value is not None:
+        check_seconds(name, value)
+
+
 def _timeout(name: str, value: object) -> None:
     if value is not None:
         check_seconds(name, value)
@@ -206,13 +211,28 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "Empty: the header is nothing special."),
     Option("executor", None, _executor,
            "Where offload() runs functions. None: in the calling thread. A number: in so many worker processes, which "
-           "the server starts before its first client, and ends. Or any object with a submit() like that of "
+           "the server starts before its first client, and ends. WorkerProcesses(n, initializer=function): the same, "
+           "and each is prepared by a call of that function. WorkerThreads(n): in so many threads at a lower "
+           "priority, for Python without the GIL. Or any object with a submit() like that of "
            "concurrent.futures.Executor, which its owner shuts down."),
     Option("max_offloads", None, _limit,
-           "The most offloaded calls that run at once. None: any number; calls wait if no worker is free."),
+           "The most offloaded calls that run at once. None: as many as there are workers, and any number with "
+           "executor=None, or in an executor of the program's, which then has the queue and its order."),
     Option("at_offload_limit", "wait", _at_limit,
            "What a call does at that limit: \"wait\" for its turn; or \"refuse\": raise OffloadRefused if so many "
            "calls are running, or waiting for a worker."),
+    Option("max_offloads_per_host", None, _limit,
+           "The most offloaded calls of one host's clients that run at once, by the same rule at the limit. A host is "
+           "an IPv4 address, or the first 64 bits of an IPv6 address; each client of a Unix socket is one by itself. "
+           "None: no limit. With or without it, turns go round the hosts that wait."),
+    Option("offload_timeout", None, _seconds_or_none,
+           "Seconds from the call until an offloaded call that has not returned raises TimeoutError, the wait for its "
+           "turn included. A worker process that is in the call is killed, and replaced; in threads, and in other "
+           "executors, the function runs on, which is logged, and keeps its place until it ends. With executor=None "
+           "only the wait for a turn ends. None: no limit."),
+    Option("slow_offload", None, _seconds_or_none,
+           "Seconds from the call after which an offloaded call is logged as slow, at WARNING: at that moment, or, "
+           "with executor=None, when it ends. None: none is."),
     Option("logs_per_client", 100, _limit,
            "The most records at info level and above about one client, and the most of each kind of failure, in ten "
            "seconds. The rest is counted, and the count is logged. None: no limit."),
@@ -239,7 +259,8 @@ _SOCKETSERVERS = ("allow_reuse_address", "allow_reuse_port", "request_queue_size
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
 _YIELDS = (*OPTIONS, "start", "run", "suspend", "resume", "reload_tls", "stop", "stopping", "clients", "stats",
-           "offload", "handle_error", "process_request_thread", "listeners", "server_addresses", "from_sockets")
+           "offload", "offload_within", "offload_iter", "offloads", "handle_error",
+           "process_request_thread", "listeners", "server_addresses", "from_sockets")
 
 
 class LiveOption:

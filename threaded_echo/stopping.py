@@ -49,7 +49,13 @@ class Offloading(Protocol):
         """End the waiting of every call whose period was forced."""
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes, and the threads of WorkerThreads."""
+
+    def left(self) -> list[tuple[Client | None, threading.Thread | None]]:
+        """Find the calls that run on though their handlers have left: their clients, and their threads, if any."""
+
+    def runs_in(self, thread: threading.Thread) -> bool:
+        """Return whether an offloaded function runs in a thread."""
 
 
 class _Stop:
@@ -187,6 +193,7 @@ class Stopping:
     def _is_awaited(self, stop: _Stop, me: threading.Thread, client: Client | None) -> bool:
         """Return whether a stop waits for the calling thread, which may have left its client or its loop already."""
         return (me in self._threads.running or me is stop.background or self._registry.owns(client)
+                or self._offloads.runs_in(me)
                 or any(loop.thread is me for loop in self._loops.running))
 
     def _make_locked(self, defaults: tuple[float, float], drain: float | None, force: float | None,
@@ -347,6 +354,8 @@ class Stopping:
         # A thread that the serving thread is about to start, or has just started, has a client that is spared.
         if not all(thread in spared or thread.client in spared_clients for thread in self._threads.running.copy()):
             return False
+        if any(thread not in spared for _, thread in self._offloads.left()):
+            return False
         return not self._registry.closing and all(client.thread in spared or client in spared_clients
                                                   for client in self._registry.clients())
 
@@ -381,6 +390,7 @@ class Stopping:
         found: list[tuple[Client | None, threading.Thread | None]] = [
             (client, thread) for client, thread in sorted(left.items(), key=lambda item: item[0].number)
             if not (thread in spared or spared and client in stop.called_inside.values())]
+        found += [(client, thread) for client, thread in self._offloads.left() if thread and thread not in spared]
         known = {thread for _, thread in found} | spared
         others = [loop.thread for loop in self._loops.running] + self._threads.to_join()[1] + stop.watchers
         if stop.background is not None and not stop.background.is_over:

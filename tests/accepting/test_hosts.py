@@ -1,15 +1,14 @@
-"""A host's share of the clients, and what counts as one host."""
+"""A host's share of the clients."""
 from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
 
-import pytest
-
 from threaded_echo import ThreadedTCPServer, ThreadedUnixStreamServer
-from threaded_echo.accepting.hosts import HostCounts, host_of
+from threaded_echo.accepting.hosts import HostCounts
 from threaded_echo.clients.period import Period
 from threaded_echo.clients.registry import HandlerRegistry
+from threaded_echo.transport.hosts import host_of
 
 from ..conftest import LOOPBACK
 from ..tools import GUARD, Echo, connect, receive, receive_all, running, subclass, until
@@ -31,30 +30,6 @@ def leave(client):
     """End the stream, and see the server close."""
     client.shutdown(socket.SHUT_WR)
     assert receive_all(client) == b""
-
-
-@pytest.mark.parametrize(("one", "other", "same"), [
-    (("10.0.0.1", 1), ("10.0.0.1", 2), True),
-    (("10.0.0.1", 1), ("10.0.0.2", 1), False),
-    (("2001:db8::1", 1, 0, 0), ("2001:db8::ffff:0:0:2", 2, 0, 0), True),
-    (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
-    (("fe80::1%eth0", 1, 0, 2), ("fe80::2", 1, 0, 2), True),
-    (("::ffff:10.0.0.1", 1, 0, 0), ("10.0.0.1", 2), True),
-    (("::ffff:10.0.0.1", 1, 0, 0), ("::ffff:10.0.0.2", 1, 0, 0), False),
-    (("::1", 1, 0, 0), ("127.0.0.1", 1), False),
-    (("a name", 1), ("a name", 2), True),
-    (("a:name", 1), ("another:name", 2), False),
-    ((3, 1), (3, 2), True),
-])
-def test_addresses_of_one_host_are_the_same(one, other, same):
-    """An IPv6 /64 is one host, and an IPv4 host is the same on an IPv6 socket."""
-    assert host_of(one) is not None and (host_of(one) == host_of(other)) is same
-
-
-@pytest.mark.parametrize("address", ["", b"\0abstract", "/a/path", (), (None, 1), None])
-def test_address_that_is_no_host(address):
-    """Such are those of Unix sockets."""
-    assert host_of(address) is None
 
 
 def test_client_above_the_share_of_its_host_is_refused(serve):

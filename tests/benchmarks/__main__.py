@@ -13,13 +13,14 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from . import computing, computing_server, loads, standing
+from . import computing, computing_server, loads, standing, worker_calls
 from .measure import C_SERVER, HERE, Step, Table, Where, compiled
 from .peers import PEERS
 
 BENCHMARKS = {
     "connections": loads.connections, "pingpong": loads.pingpong, "lines": loads.lines, "many": standing.many,
     "idle": standing.idle, "cost": loads.cost, "offload": computing.offload,
+    "calls": worker_calls.calls, "sharing": worker_calls.sharing,
 }
 
 ALL_PEERS = list(dict.fromkeys([*PEERS, *computing_server.PEERS, C_SERVER]))

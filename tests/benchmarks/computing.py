@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from .computing_server import DASK, DASK_SCHEDULER, FREE_THREADED
+from .computing_server import DASK, DASK_SCHEDULER, NEEDS_FREE_THREADED
 from .measure import Step, Table, Where, load, program
 
 
 @contextmanager
 def computing_server(peer: str, where: Where) -> Iterator[int]:
     """Run a server and what belongs to it, each a program of its own; yield its port."""
-    if peer == FREE_THREADED:
+    if peer in NEEDS_FREE_THREADED:
         assert where.free_threaded is not None
         where = replace(where, python=where.free_threaded)
     with ExitStack() as programs:
@@ -35,4 +35,4 @@ def offload(peers: list[str], seconds: float, where: Where) -> tuple[Table, list
         return add
 
     return table, [step(peer, heavy) for heavy in (0, 2, 4, 16) for peer in peers
-                   if peer != FREE_THREADED or where.free_threaded]
+                   if peer not in NEEDS_FREE_THREADED or where.free_threaded]

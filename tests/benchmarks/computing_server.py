@@ -7,19 +7,21 @@ address, which that peer takes as a second argument.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import multiprocessing
 import os
 import socketserver
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from threaded_echo import LineHandler, ThreadedTCPServer
+from threaded_echo import LineHandler, ThreadedTCPServer, WorkerThreads
 
 from .computing_job import compute
 from .peers import ADDRESS, BACKLOG, StockServer, announce
@@ -28,6 +30,11 @@ HEAVY = b"heavy"
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 DASK, DASK_SCHEDULER, FREE_THREADED = "threaded_echo, Dask", "Dask scheduler", "threaded_echo, free-threaded"
+THREADS, FREE_THREADS = "threaded_echo, WorkerThreads", "threaded_echo, WorkerThreads, free-threaded"
+INTERPRETERS = "threaded_echo, InterpreterPoolExecutor"
+
+NEEDS_FREE_THREADED = (FREE_THREADED, FREE_THREADS)
+"""The peers that run in the interpreter without the GIL."""
 
 
 def wait_for_the_end() -> None:
@@ -78,6 +85,19 @@ def ours(executor: Any = None) -> None:
             warm_up(partial(server.offload, compute))
         announce(server.server_address[1])
         wait_for_the_end()
+
+
+def with_threads() -> None:
+    """Compute in threads at a lower priority."""
+    warnings.simplefilter("ignore")  # with the GIL they do not help, which is what is to be seen
+    with WorkerThreads(PROCESSORS) as threads:
+        ours(threads)
+
+
+def with_interpreters() -> None:
+    """Compute in interpreters of this process, each with a GIL of its own."""
+    with concurrent.futures.InterpreterPoolExecutor(PROCESSORS) as interpreters:
+        ours(interpreters)
 
 
 def with_dask(scheduler: str) -> None:
@@ -143,13 +163,17 @@ def process_pool() -> None:
 PEERS: dict[str, Callable[..., None]] = {
     "stock": stock, "asyncio": coroutine, "asyncio, to_thread": threads_of_asyncio,
     "asyncio, process pool": process_pool, "threaded_echo, inline": ours,
-    "threaded_echo, workers": partial(ours, PROCESSORS), FREE_THREADED: ours, DASK: with_dask,
+    "threaded_echo, workers": partial(ours, PROCESSORS), FREE_THREADED: ours, THREADS: with_threads,
+    FREE_THREADS: with_threads, INTERPRETERS: with_interpreters, DASK: with_dask,
 }
 
 
 def installed() -> list[str]:
     """Name the peers that this interpreter has."""
-    return [name for name in PEERS if name != DASK or find_spec("distributed")]
+    missing = set() if find_spec("distributed") else {DASK}
+    if not hasattr(concurrent.futures, "InterpreterPoolExecutor"):  # before Python 3.14
+        missing.add(INTERPRETERS)
+    return [name for name in PEERS if name not in missing]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import runpy
 import socket
 import sys
+import threading
 
 import pytest
 
@@ -13,6 +14,7 @@ import threaded_echo
 from threaded_echo import ClientHandler, EchoHandler, ThreadedTCPServer
 from threaded_echo.command import run as cli
 from threaded_echo.command.arguments import parse, server_options
+from threaded_echo.offloading import threads
 
 from .. import calls
 from ..tools import ask, connect, receive_all
@@ -37,6 +39,21 @@ def test_workers_compute_for_the_handler(named):
     status, _ = run(["--port", "0", "--workers", "2", "--handler", named(Where)], script)
     assert status == cli.OK
     assert not multiprocessing.active_children()
+
+
+def test_worker_threads_compute_for_the_handler(named, monkeypatch, capsys):
+    """In this process. That they do not help with the GIL is a line like any other, and no thread is left."""
+    monkeypatch.setattr(threads, "has_gil", lambda: True)
+    monkeypatch.setattr(threads, "warned", threading.Event())
+
+    def script(operator):
+        """Ask for the process."""
+        assert int(ask(operator.address(), b"x")) == os.getpid()
+        operator.interrupt()
+
+    status, _ = run(["--port", "0", "--workers", "2", "--worker-threads", "--handler", named(Where)], script)
+    assert status == cli.OK
+    assert "threaded_echo: this Python has the GIL: WorkerThreads compute one at a time" in capsys.readouterr().err
 
 
 def test_workers_that_cannot_start_are_an_exit_status(monkeypatch, capsys):
@@ -130,6 +147,7 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--duration", "soon"], "argument --duration: must be a number, not 'soon'"),
     (["--workers", "1.5"], "argument --workers: must be a whole number, not '1.5'"),
     (["--workers", "0"], "argument --workers: must be at least one worker process: 0"),
+    (["--worker-threads"], "argument --worker-threads: needs --workers N"),
     (["--logs-per-client", "0"], "--logs-per-client"),
     (["--max-clients", "0"], "argument --max-clients: must be None or at least 1, not 0"),
     (["--max-clients-per-host", "many"], "--max-clients-per-host"),

@@ -39,7 +39,7 @@ def test_every_kind_of_executor_returns_and_raises(kind):
             assert (stats.offloads_done, stats.offloads_failed) == (3, 1)
 
 
-@pytest.mark.parametrize("kind", ["workers", "threads"])
+@pytest.mark.parametrize("kind", ["workers", "worker threads", "threads"])
 def test_client_that_computes_says_so(kind, meeting):
     """When the call is over, the state is "serving" again."""
     with meeting_server(kind, meeting) as server:

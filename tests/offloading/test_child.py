@@ -1,26 +1,28 @@
 """The worker's side, as far as it can be called in this process. The rest is seen from `test_worker`."""
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import types
 
+import pytest
+
 from threaded_echo.offloading.child import run_call
-from threaded_echo.offloading.messages import Message, Received
+from threaded_echo.offloading.messages import CALL, RESULT, Message, Received
+from threaded_echo.offloading.wire import HEADER, Disconnected
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
+from .tools import channels
 
 
 def outcome_of(message: Message) -> tuple[bool, object, str]:
     """Run a call as a worker does. Return whether it succeeded, its result or exception, and the traceback."""
-    near, far = multiprocessing.Pipe()
-    with near, far, message:
-        message.send(near)
-        with Received(far) as call, run_call(call) as reply:
-            reply.send(near)
-        with Received(far) as received:
-            return received.load()
+    with channels() as (server, worker), message:
+        message.send(server)
+        with Received(worker) as call, run_call(call) as reply:
+            reply.send(worker)
+        with Received(server) as received:
+            return (True, received.load(), "") if received.kind == RESULT else (False, *received.load())
 
 
 def outcome(function, /, *args, **kwargs):
@@ -86,3 +88,12 @@ def test_exception_that_cannot_be_unpickled_is_described():
     assert isinstance(error, TypeError)
     assert "Picky: 1 and 2" in str(error)
     assert "in raise_picky" in text
+
+
+def test_call_that_does_not_come_whole_is_no_call():
+    """The server has ended as it was sending, and nobody waits for an outcome."""
+    with channels() as (server, worker), pickle_call(calls.same, (bytes(100_000),), {}) as message:
+        server._socket.sendall(b"".join((HEADER.pack(CALL, 0, 0, 100_000), message._buffers[0])))
+        server.close()
+        with Received(worker) as call, pytest.raises(Disconnected):
+            run_call(call)

@@ -3,19 +3,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import threading
 from functools import partial
 
 import pytest
 
-from threaded_echo.offloading import messages
-from threaded_echo.offloading.messages import Message, Received
+from threaded_echo.offloading import channel, messages
+from threaded_echo.offloading.messages import RESULT, Message, Received
+from threaded_echo.offloading.wire import Disconnected
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
-from ..tools import GUARD
-from .tools import call_in, calling, pool
+from ..tools import GUARD, running
+from .tools import call_in, calling, channels, pool
 
 
 class Compute:
@@ -61,10 +63,9 @@ def test_a_connection_is_handed_over_to_the_worker():
 
 def test_connection_arrives_with_its_direction():
     """A connection that only sends still does."""
-    near, far = multiprocessing.Pipe()
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    with near, far, receiver:
-        with sender, Message(sender) as message:
+    with channels() as (near, far), receiver:
+        with sender, Message(RESULT, sender) as message:
             message.send(near)
         with Received(far) as received, received.load() as arrived:
             assert (arrived.readable, arrived.writable) == (False, True)
@@ -94,31 +95,26 @@ def test_message_that_cannot_be_pickled_keeps_no_descriptor():
 
 def test_message_that_cannot_be_unpickled_keeps_no_descriptor():
     """The socket comes after an object that fails, and nobody takes it over."""
-    near, far = multiprocessing.Pipe()
     ours, theirs = socket.socketpair()
     ours.settimeout(GUARD)
-    with near, far, ours:
-        with theirs, Message(calls.Traveller(), theirs) as message:
+    with channels() as (near, far), ours:
+        with theirs, Message(RESULT, (calls.Traveller(), theirs)) as message:
             message.send(near)
         with Received(far) as received, pytest.raises(LookupError):
             received.load()
         assert ours.recv(1) == b""
 
 
-def test_message_whose_descriptors_do_not_come_keeps_none():
-    """The sender has ended in the middle of it, or the receiver has no more descriptors."""
+def test_message_whose_descriptors_do_not_come_keeps_none(monkeypatch):
+    """The receiver has no place for more: the kernel has closed the rest, and the message is lost."""
     ours, theirs = socket.socketpair()
     ours.settimeout(GUARD)
+    monkeypatch.setattr(channel, "_ANCILLARY", socket.CMSG_LEN(4))
     with ours:
-        with theirs, Message(theirs, ours) as message:
-            for sent in [], [theirs.fileno()]:
-                near, far = multiprocessing.Pipe()
-                with near, far:
-                    near.send_bytes(message.data)
-                    with messages._as_socket(near) as pipe:
-                        socket.send_fds(pipe, [b"\0"], sent)
-                    with pytest.raises(EOFError):
-                        Received(far)
+        with theirs, Message(RESULT, (theirs, ours)) as message, channels() as (near, far):
+            message.send(near)
+            with pytest.raises(Disconnected):
+                Received(far)
         assert ours.recv(1) == b""
 
 
@@ -134,17 +130,109 @@ def test_message_with_too_many_descriptors_is_a_type_error(monkeypatch):
 
 def test_socket_on_a_platform_that_cannot_send_one_goes_multiprocessings_own_way(monkeypatch):
     """What multiprocessing starts for that ends with the interpreter."""
-    monkeypatch.setattr(messages, "_SENDS_DESCRIPTORS", False)
+    monkeypatch.setattr(messages, "HAS_SOCKETS", False)
     monkeypatch.setitem(messages.ForkingPickler._extra_reducers, socket.socket, lambda each: (str, ("a socket",)))
     ours, theirs = socket.socketpair()
-    with ours, theirs, Message(theirs) as message:
-        assert messages.pickle.loads(message.data) == "a socket"
+    with ours, theirs, Message(RESULT, theirs) as message, channels() as (near, far):
+        message.send(near)
+        assert Received(far).load() == "a socket"
+
+
+LARGE = 300_000  # more than the unpickler's own buffer, and than one system call takes
+
+
+@pytest.mark.parametrize("made", [
+    bytes(LARGE), bytearray(LARGE), b"x" * LARGE, "é" * LARGE, [b"x" * LARGE, bytearray(b"y" * LARGE), b"z"],
+    [b"x" * 65536] * 3 + [bytearray(65536)], list(range(LARGE)), [bytes([number]) * 65536 for number in range(10)],
+    {"empty": b"", "small": bytearray(3), "large": (bytearray(65535), bytearray(65536))},
+], ids=lambda made: type(made).__name__)
+def test_large_objects_come_back_as_they_were(made):
+    """They have the type that they had, also within others, and what can be written to can be still."""
+    with pool(1) as workers:
+        found = call_in(workers, calls.same, made)
+        assert found == made and type(found) is type(made)
+        assert call_in(workers, calls.square, 2) == 4
+
+
+def test_large_buffers_are_not_copied_as_they_are_sent():
+    """The message has views on the objects themselves, which keep their size until it is closed."""
+    fixed, loose = b"x" * LARGE, bytearray(LARGE)
+    with Message(RESULT, (fixed, loose, pickle.PickleBuffer(loose))) as message:
+        owners = [each.obj if isinstance(each, memoryview) else each for each in message._buffers]
+        assert sum(owner is fixed for owner in owners) == 1
+        assert sum(owner is loose for owner in owners) == 2
+        with pytest.raises(BufferError):
+            loose.append(1)
+    loose.append(1)
+
+
+class Writable:
+    """Holds a buffer, as a NumPy array does."""
+
+    def __init__(self, buffer) -> None:
+        self.view = memoryview(buffer)
+
+    def __reduce_ex__(self, protocol):
+        """Pickle it without a copy."""
+        return Writable, (pickle.PickleBuffer(self.view),)
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_buffer_of_another_object_is_writable_or_not_as_it_was(readonly):
+    """The object is made again from what has been received."""
+    data = bytes(LARGE) if readonly else bytearray(LARGE)
+    with Message(RESULT, Writable(data)) as message, channels() as (near, far):
+        with running(message.send, near), Received(far) as received:
+            view = received.load().view
+        assert view.readonly == readonly and view == data
+
+
+def test_object_that_cannot_be_loaded_takes_nothing_of_the_next_message():
+    """What comes after it in its message is large, and is not received into anything."""
+    with channels() as (near, far), Message(RESULT, (calls.Traveller(), bytes(LARGE))) as one:
+        with Message(RESULT, "the next") as other, running(lambda: (one.send(near), other.send(near))):
+            with pytest.raises(LookupError):
+                Received(far).load()
+            assert Received(far).load() == "the next"
+
+
+def test_call_that_an_object_makes_as_it_is_loaded_leaves_its_descriptors_alone():
+    """Loading a message within another one ends, and the outer one goes on with its own sockets."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, channels() as (near, far), Message(RESULT, (Nested(near, far), theirs)) as outer:
+        outer.send(near)
+        with Received(far) as received:
+            found, arrived = received.load()
+        with arrived:
+            assert found == "inner" and os.fstat(arrived.fileno()).st_ino == os.fstat(theirs.fileno()).st_ino
+
+
+class Nested:
+    """Sends and receives another message as it is loaded."""
+
+    ends: tuple = ()
+
+    def __init__(self, *ends) -> None:
+        Nested.ends = ends
+
+    def __reduce__(self):
+        """Be loaded so."""
+        return exchange, ()
+
+
+def exchange() -> str:
+    """Send and receive a message."""
+    near, far = Nested.ends
+    with Message(RESULT, "inner") as message:
+        message.send(near)
+    with Received(far) as received:
+        return received.load()
 
 
 @pytest.mark.parametrize(("function", "name"), [
     (lambda: None, "test_messages.<lambda>"),
     (Compute().run, "Compute.run"),
-    (partial(Compute().run), "functools.partial"),
+    (partial(Compute().run), "Compute.run"),
 ])
 def test_function_that_is_not_a_modules_is_named(function, name):
     """The error says what to do."""
@@ -166,6 +254,15 @@ def test_arguments_are_named_as_the_reason():
     """A function of a module is not to blame."""
     with pytest.raises(TypeError, match="calls.square cannot be sent .* its arguments have to be .*lock"):
         pickle_call(calls.square, (threading.Lock(),), {})
+
+
+def test_name_of_any_length_is_sent():
+    """A very long one is cut short, wherever that is."""
+    for name in ("é" * 40_000, "\udcff" * 20_000):
+        with channels() as (near, far), Message(RESULT, 1, name) as message:
+            message.send(near)
+            with Received(far) as received:
+                assert len(received.name) > 30_000 and received.load() == 1
 
 
 def test_function_is_named_without_its_repr():

@@ -17,7 +17,7 @@ from ..tools import until
 from .tools import calling, executor_of
 
 
-@pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
+@pytest.mark.parametrize("kind", ["inline", "workers", "worker threads", "threads"])
 def test_forced_period_ends_its_calls_only(kind, meeting):
     """A waiting call of a newer period is woken as well, and waits on."""
     old, new = Period(), Period()

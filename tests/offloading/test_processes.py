@@ -104,7 +104,7 @@ def test_killing_in_a_loop_mixes_up_no_answers():
 
 def test_call_that_kills_even_a_new_worker_is_not_tried_for_ever(monkeypatch):
     """It may be too large to be received, for example."""
-    def refuse(each: Worker, call: object) -> None:
+    def refuse(each: Worker, call: object, caller: object) -> None:
         """End before the call begins."""
         each.kill()
         raise NotBegun
@@ -139,8 +139,8 @@ def test_stop_as_a_new_worker_is_started_kills_it(monkeypatch):
     class Late(Worker):
         """A worker whose start a stop overtakes."""
 
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
             period.force()
             workers.give_up()
 

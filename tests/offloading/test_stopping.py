@@ -6,14 +6,14 @@ import logging
 import multiprocessing
 import queue
 import threading
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from threaded_echo import ClientHandler, ServerStopping, ThreadedTCPServer, WorkerDied
-from threaded_echo.offloading import calls as offloading
+from threaded_echo.offloading import slots as offloading
+from threaded_echo.offloading.turns import Turns
 
 from .. import calls
 from ..conftest import LOOPBACK
@@ -70,7 +70,7 @@ def test_server_that_serves_again_has_workers_again(serve):
     assert server.offload(calls.square, 2) == 4
 
 
-@pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
+@pytest.mark.parametrize("kind", ["inline", "workers", "worker threads", "threads"])
 def test_no_call_begins_after_the_stop(kind):
     """A handler that goes on computing gets ServerStopping from its next call."""
     with executor_of(kind) as executor:
@@ -87,7 +87,7 @@ def test_server_that_never_served_can_offload():
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("kind", ["workers", "threads"])
+@pytest.mark.parametrize("kind", ["workers", "worker threads", "threads"])
 def test_call_that_ends_during_the_drain_gets_its_reply_out(kind, meeting):
     """A stop waits for it, as for any handler that is in the middle of its work."""
     with meeting_server(kind, meeting) as server:
@@ -145,12 +145,12 @@ def test_stop_cancels_what_an_executor_has_queued(meeting):
 
 def test_stop_as_a_call_is_queued_ends_it(serve):
     """It comes in a signal handler, say, when the call is listed and does not wait yet."""
-    class Queue(deque):
-        """A queue whose append a stop follows at once."""
+    class Stopped(Turns):
+        """A stop follows at once."""
 
-        def append(self, turn):
+        def wait(self, turn):
             """Queue the call, and stop."""
-            super().append(turn)
+            super().wait(turn)
             turn.call.period.force()
             offloads.give_up()
 
@@ -158,7 +158,7 @@ def test_stop_as_a_call_is_queued_ends_it(serve):
     server = serve(ClientHandler, max_offloads=1)
     offloads = server._threaded_state.offloads
     with occupied(server, gate):
-        offloads._queue = Queue()
+        offloads._turns.__class__ = Stopped
         with pytest.raises(ServerStopping):
             server.offload(calls.square, 2)
 
@@ -168,9 +168,9 @@ def test_call_of_an_ended_period_raises_though_the_server_serves_again(serve, mo
     gate, late = Gate(), threading.Event()
     server = serve(ClientHandler, max_offloads=1)
 
-    def wait_late(waker, client):
+    def wait_late(waker, call):
         """Be a thread that takes long to run again."""
-        is_connected = wait(waker, client)
+        is_connected = wait(waker, call)
         wait_until(late)
         return is_connected
 

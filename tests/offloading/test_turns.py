@@ -11,15 +11,16 @@ from contextlib import ExitStack
 import pytest
 
 from threaded_echo import ClientHandler, OffloadRefused, ThreadedTCPServer
-from threaded_echo.offloading import calls as offloading
+from threaded_echo.offloading import slots as offloading
+from threaded_echo.offloading import waiting as waits
 
 from .. import calls
 from ..conftest import LOOPBACK
 from .tools import executor_of, meet_at, meeting_server, occupied, reset, stay, wait_for
-from ..tools import GUARD, Gate, ask, connect, receive, receive_all, running, wait_until
+from ..tools import GUARD, Gate, ask, connect, receive, receive_all, running, until, wait_until
 
 
-@pytest.mark.parametrize("kind", ["workers", "threads"])
+@pytest.mark.parametrize("kind", ["workers", "worker threads", "threads"])
 def test_queued_call_of_a_client_that_has_gone_is_cancelled(kind, meeting):
     """The calls of the other clients run."""
     with meeting_server(kind, meeting) as server:
@@ -56,20 +57,29 @@ def test_queued_call_of_a_disconnected_client_is_cancelled(meet, meeting):
         assert receive(one, 3) == b"go\n"
 
 
-@pytest.mark.parametrize("kind", ["workers", "threads"])
+@pytest.mark.parametrize("kind", ["workers", "worker threads", "threads"])
 def test_running_call_of_a_client_that_has_gone_goes_on(kind, meeting):
-    """Nothing can end it, and its slot is free when it is done."""
-    with meeting_server(kind, meeting) as server:
+    """It may be writing something. Its handler is told at once, and its slot is free when it is done."""
+    with meeting_server(kind, meeting, max_offloads=1) as server, connect(server) as other:
         client = connect(server)
         client.sendall(b"\n")
         meeting.welcome()
         reset(client)
-        wait_for(server, lambda stats: all(client._connection.is_lost() for client in server.clients.values()))
+        until(lambda: 2 not in server.clients)
+        other.sendall(b"\n")
+        wait_for(server, lambda stats: stats.offloads_waiting == 1)
+        stats = server.stats()
+        assert (stats.offloads_running, stats.offloads_failed) == (1, 0)
+        assert not meeting.is_awaited()
         meeting.dismiss()
-        wait_for(server, lambda stats: stats.offloads_done == 1)
+        meeting.welcome()
+        meeting.dismiss()
+        assert receive(other, 3) == b"go\n"
+        stats = server.stats()
+        assert (stats.offloads_done, stats.offloads_failed) == (1, 1)
 
 
-@pytest.mark.parametrize("kind", ["workers", "threads"])
+@pytest.mark.parametrize("kind", ["workers", "worker threads", "threads"])
 def test_handler_that_has_closed_its_connection_can_offload(kind):
     """The descriptor's number may be another connection's by then."""
     results: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -116,7 +126,7 @@ def test_calls_begin_in_the_order_in_which_they_came(meet, meeting):
         client.close()
 
 
-@pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
+@pytest.mark.parametrize("kind", ["inline", "workers", "worker threads", "threads"])
 def test_limit_makes_calls_wait(kind, meeting):
     """No more than ``max_offloads`` run at once, in any kind of executor."""
     with meeting_server(kind, meeting, max_offloads=1) as server:
@@ -132,7 +142,7 @@ def test_limit_makes_calls_wait(kind, meeting):
             assert receive(one, 3) == receive(other, 3) == b"go\n"
 
 
-@pytest.mark.parametrize("kind", ["inline", "workers", "threads"])
+@pytest.mark.parametrize("kind", ["inline", "workers", "worker threads", "threads"])
 def test_limit_can_refuse_calls(kind, meeting):
     """Calls that wait for a worker count as well. The client stays connected, and may try again."""
     handler = meet_at(meeting)
@@ -165,9 +175,9 @@ def test_two_slots_that_become_free_at_once_are_both_taken(serve, monkeypatch):
     server = serve(ClientHandler, max_offloads=2)
     woken = threading.Event()
 
-    def wait_late(waker, client):
+    def wait_late(waker, call):
         """Be a thread that takes long to run again."""
-        is_connected = wait(waker, client)
+        is_connected = wait(waker, call)
         wait_until(woken)
         return is_connected
 
@@ -236,7 +246,7 @@ def test_interrupted_wait_costs_the_others_no_slot(serve, monkeypatch, moment):
     server = serve(ClientHandler, max_offloads=1)
     offloads = server._threaded_state.offloads
 
-    def interrupt(waker, client):
+    def interrupt(waker, call):
         """Raise as a signal handler does."""
         if moment == "woken":
             gate.release.set()
@@ -260,7 +270,7 @@ def test_call_that_cannot_have_a_waker_is_not_queued(serve, monkeypatch):
 
     gate = Gate()
     server = serve(ClientHandler, max_offloads=1)
-    monkeypatch.setattr(offloading, "Waker", fail)
+    monkeypatch.setattr(waits, "Waker", fail)
     with occupied(server, gate):
         with pytest.raises(OSError, match="Too many"):
             server.offload(calls.square, 1)

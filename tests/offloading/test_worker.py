@@ -1,25 +1,30 @@
 """One worker process: started, called, killed, collected."""
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import termios
 import threading
 import types
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from threaded_echo import WorkerDied
+from threaded_echo import ServerStopping, WorkerDied
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import worker
 from threaded_echo.offloading.processes import Workers
 from threaded_echo.offloading.worker import Worker
 
 from .. import calls
+from ..tools import until
 from .tools import call_in, calling, pool
 
 
@@ -121,12 +126,12 @@ def test_signals_are_blocked_as_before(monkeypatch):
 
 def test_interrupted_call_gives_its_answer_to_nobody(meeting, monkeypatch):
     """What a signal handler raises ends the worker, so that the next call does not get the late answer."""
-    def interrupt(connections, timeout=None):
+    def interrupt(connections, timeout=None, *rest):
         """Raise as a signal handler does while the call runs."""
         if timeout is None:
             meeting.welcome()
             raise KeyboardInterrupt
-        return wait(connections, timeout)
+        return wait(connections, timeout, *rest)
 
     wait = worker.wait
     with pool(1) as workers:
@@ -139,11 +144,11 @@ def test_interrupted_call_gives_its_answer_to_nobody(meeting, monkeypatch):
 
 def test_interrupted_wait_for_a_worker_ends_it(monkeypatch):
     """What it sends when it is ready must not be taken for an answer."""
-    def interrupt(connections, timeout=None):
+    def interrupt(connections, timeout=None, *rest):
         """Raise as a signal handler does while the worker starts."""
         if timeout == worker.START_TIMEOUT:
             raise KeyboardInterrupt
-        return wait(connections, timeout)
+        return wait(connections, timeout, *rest)
 
     wait = worker.wait
     with pool() as workers:
@@ -172,12 +177,64 @@ def test_worker_that_is_never_ready_is_an_error(monkeypatch):
         pass
 
 
-def test_worker_that_answers_out_of_turn_is_not_used(monkeypatch):
-    """It is ended, and the call begins in another one, which is given up, too."""
+LARGE = 20_000_000
+
+
+def test_worker_that_dies_in_the_middle_of_a_large_call_is_reported():
+    """It has begun to unpickle, and may have done anything: the call is not tried again."""
     with pool(1) as workers:
-        monkeypatch.setattr(worker, "BEGUN", b"another word")
-        with pytest.raises(WorkerDied, match="as it received"):
-            call_in(workers, calls.square, 1)
+        with pytest.raises(WorkerDied, match="exit code 7"):
+            call_in(workers, calls.same, [calls.Deadly(), bytes(LARGE)])
+        assert call_in(workers, calls.square, 2) == 4
+
+
+def test_worker_that_dies_in_the_middle_of_a_large_result_is_reported():
+    """A part of it has been received."""
+    with pool(1) as workers:
+        with pytest.raises(WorkerDied, match="exit code -9"):
+            call_in(workers, calls.return_and_be_killed, LARGE)
+        assert call_in(workers, calls.square, 2) == 4
+
+
+@contextmanager
+def sending(workers: Workers, period: Period) -> Iterator[tuple[Worker, list[Any]]]:
+    """Be in the middle of a large call to a worker that does not read; have its outcome afterwards."""
+    [stuck] = workers._idle
+    os.kill(stuck._process.pid, signal.SIGSTOP)
+    with calling(call_in, workers, len, bytes(LARGE), period=period) as outcome:
+        until(lambda: unread_by(stuck))
+        yield stuck, outcome
+
+
+def unread_by(stuck: Worker) -> int:
+    """Count the bytes that a worker has not read."""
+    number = bytearray(4)
+    fcntl.ioctl(stuck._channel.fileno(), termios.TIOCOUTQ, number)
+    return int.from_bytes(number, sys.byteorder)
+
+
+def test_worker_that_dies_as_it_does_not_read_has_not_begun():
+    """The call is tried again in another one."""
+    with pool(1) as workers, sending(workers, Period()) as (stuck, outcome):
+        stuck.kill()
+    assert outcome == [LARGE]
+
+
+def test_stop_ends_a_call_to_a_worker_that_does_not_read():
+    """Its thread does not wait for ever."""
+    period = Period()
+    with pool(1) as workers, sending(workers, period) as (_, outcome):
+        period.force()
+        workers.give_up()
+    assert isinstance(outcome[0], ServerStopping)
+
+
+def test_result_whose_loading_is_interrupted_ends_the_worker():
+    """A signal handler has raised: what is left of the result must not be taken for an answer."""
+    with pool(1) as workers:
+        with pytest.raises(KeyboardInterrupt):
+            call_in(workers, calls.return_interrupting)
+        assert call_in(workers, calls.square, 2) == 4
 
 
 def children() -> set[str]:

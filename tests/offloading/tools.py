@@ -12,13 +12,18 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 
-from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer
+from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer, WorkerThreads
 from threaded_echo.clients.period import Period
+from threaded_echo.offloading import channel
+from threaded_echo.offloading.pipe_channel import PipeChannel
 from threaded_echo.offloading.processes import Workers
+from threaded_echo.offloading.threads import warned
 from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 from ..tools import GUARD, LOOPBACK, Gate, Meeting, running, until, wait_until
+
+warned.set()  # that WorkerThreads compute one at a time is known here
 
 
 class Meet(LineHandler):
@@ -76,6 +81,9 @@ def executor_of(kind: str) -> Iterator[Any]:
     """Make an option ``executor`` that takes two calls at once; shut it down."""
     if kind in ("inline", "workers"):
         yield {"inline": None, "workers": 2}[kind]
+    elif kind == "worker threads":
+        with WorkerThreads(2) as worker_threads:
+            yield worker_threads
     elif kind == "threads":
         with ThreadPoolExecutor(2) as threads:
             yield threads
@@ -150,6 +158,30 @@ def call_in(workers: Workers, function: Callable[..., Any], /, *args: Any, perio
 
 
 @contextmanager
+def channels() -> Iterator[tuple[Any, Any]]:
+    """Have both ends of a channel in this process: the server's and the worker's."""
+    ours, theirs = (channel.open_end(end, bool) for end in channel.make_ends(multiprocessing.get_context("spawn")))
+    try:
+        yield ours, theirs
+    finally:
+        ours.close()
+        theirs.close()
+
+
+@contextmanager
+def pipes() -> Iterator[tuple[Any, Any]]:
+    """Have both ends of a channel as a platform without Unix sockets has them."""
+    one, other = multiprocessing.Pipe()
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    ours, theirs = PipeChannel(one, reader), PipeChannel(other, writer)
+    try:
+        yield ours, theirs
+    finally:
+        ours.close()
+        theirs.close()
+
+
+@contextmanager
 def calling(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[list[Any]]:
     """Call a function in a thread. Its result or exception is in the list when the context is left."""
     outcome: list[Any] = []
@@ -164,6 +196,6 @@ def calling(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[l
         yield outcome
 
 
-KINDS = ["inline", "workers", "threads", "submit", "processes"]
+KINDS = ["inline", "workers", "worker threads", "threads", "submit", "processes"]
 if hasattr(concurrent.futures, "InterpreterPoolExecutor"):
     KINDS.append("interpreters")

@@ -12,6 +12,8 @@ import pytest
 from ..benchmarks.measure import Where
 from ..benchmarks.standing import program
 from ..benchmarks.standing_server import BARE
+from ..benchmarks.worker_calls import MEGABYTES
+from ..benchmarks.worker_calls_program import SHARED
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -74,3 +76,12 @@ def test_standing_benchmark_measures_itself(benchmark_name, peer):
     figures = program(Where(), benchmark_name, peer, 5)
     assert figures["stop_s"] > 0
     assert ("one_more_us" if benchmark_name == "many" else "wakeups_a_second") in figures
+
+
+def test_benchmarks_of_worker_calls_have_figures_of_each_peer(tmp_path):
+    """A call's cost, and data there and back compared with a plain pipe."""
+    printed = run(tmp_path, "calls", "sharing")
+    for name, key in (("calls", "us"), ("sharing", "ms")):
+        table = json.loads((tmp_path / f"{name}.json").read_text())
+        assert all(row["figures"][key][0] > 0 for row in table["rows"])
+    assert printed.count("x pipe") == len(SHARED) * len(MEGABYTES)

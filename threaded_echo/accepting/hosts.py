@@ -1,33 +1,11 @@
 """How many clients each host has."""
 from __future__ import annotations
 
-import socket
 from collections.abc import Hashable
-from typing import Any
 
 from ..clients.client import Client
 from ..clients.registry import HandlerRegistry
-
-_MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address begins with on an IPv6 socket: ::ffff:127.0.0.1
-
-
-def host_of(address: Any) -> Hashable | None:
-    """Return what stands for the host of an address; ``None`` if it has none, as on a Unix socket.
-
-    An IPv6 host is its /64, since a host may take any address of that. An IPv4 host is the same on an IPv6 socket.
-    """
-    if not isinstance(address, tuple) or not address:
-        return None
-    host = address[0]
-    if isinstance(host, str):
-        try:
-            if ":" not in host:
-                return socket.inet_pton(socket.AF_INET, host)
-            full = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-        except (OSError, ValueError):  # a name that the program's get_request has made
-            return host
-        return full[12:] if full.startswith(_MAPPED) else full[:8]
-    return host if isinstance(host, (int, bytes)) else None  # of a family that has other addresses, such as AF_VSOCK
+from ..transport.hosts import host_of
 
 
 class HostCounts:

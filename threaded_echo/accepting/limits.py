@@ -20,9 +20,10 @@ from ..clients.client import Client
 from ..clients.period import Period
 from ..clients.registry import HandlerRegistry
 from ..options import is_live
+from ..transport.hosts import host_of
 from . import failures
 from .descriptors import Reserve
-from .hosts import HostCounts, host_of
+from .hosts import HostCounts
 
 _NAMES = ("max_clients", "at_limit", "max_clients_per_host", "reserve_descriptors")
 

@@ -2,11 +2,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import __version__
+from ..offloading.threads import WorkerThreads
 from ..options import OPTIONS, check_seconds, networks_of
+
+logger = logging.getLogger("threaded_echo")
 
 HOST, PORT = "127.0.0.1", 9999
 
@@ -36,6 +41,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("argument --idle-timeout: not allowed with argument --unix, whose clients' silence is not known")
     if options.tls_cert is None and (options.tls_key or options.tls_ca):
         parser.error(f"argument --tls-{'key' if options.tls_key else 'ca'}: needs --tls-cert")
+    if options.worker_threads and options.workers is None:
+        parser.error("argument --worker-threads: needs --workers N")
     if options.port is None:
         options.port = PORT
     return options
@@ -45,12 +52,24 @@ def server_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the server that were asked for."""
     settings = {name: getattr(options, name) for name in _OPTIONS}
     settings["proxy_protocol"] = tuple(options.proxy_protocol)
-    settings["executor"] = options.workers
+    settings["executor"] = _executor(options)
     settings["one_cpu"] = options.one_cpu
     settings["unix_mode"] = options.unix_mode
     settings["allow_reuse_port"] = options.reuse_port
     settings["at_limit"] = options.at_limit
     return settings
+
+
+def _executor(options: argparse.Namespace) -> object:
+    """Make what the handler's calls run in. The warning that threads do not help with the GIL is logged."""
+    if not options.worker_threads:
+        return options.workers
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        executor = WorkerThreads(options.workers)
+    for warning in found:
+        logger.warning("%s", warning.message)
+    return executor
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -78,6 +97,8 @@ def _make_parser() -> argparse.ArgumentParser:
                      help="serve with this handler class, from the current folder, too (default: echo)")
     how.add_argument("--workers", type=_checked(OPTIONS["executor"].check, int), metavar="N",
                      help="run what the handler offloads in so many processes (default: in the handler's thread)")
+    how.add_argument("--worker-threads", action="store_true",
+                     help="so many threads at a lower priority instead: for Python without the GIL")
     how.add_argument("--one-cpu", action="store_true",
                      help="keep the threads on one processor (Linux only): faster with the GIL")
     for name in ("idle_timeout", "lifetime"):

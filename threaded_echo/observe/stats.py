@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from .durations import Durations
+
 
 class Counts(dict[str, int]):
     """Counts by their reason: a read-only dict, in which a reason that has not occurred is 0."""
@@ -32,6 +34,10 @@ class ServerStats:
     - ``threads_busy`` and ``threads_idle``: handler threads that serve a client, and that wait for one.
     - ``offloads_running`` and ``offloads_waiting``: calls that have begun, and that wait for a worker or for their
       turn; ``offloads_done`` and ``offloads_failed``: calls that have returned, and that have raised or were cancelled.
+    - ``offload_wait``: how long the calls have waited for their turn, also those that never got it; ``offload_run``:
+      how long the others have then run, until they ended or their worker was free again. Each is a histogram, with
+      ``count``, ``sum`` in seconds, and ``buckets``: pairs of an upper bound in seconds, and of how many took at most
+      so long. Calls inside of calls are in neither.
     - ``seconds_up``: seconds since the server first served; 0.0 before.
     - ``disconnected`` and ``refused_by``: the finished clients that the server has ended, and the refused ones, by
       `Client.reason`: read-only mappings, in which a reason that has not occurred is 0.
@@ -52,6 +58,8 @@ class ServerStats:
     offloads_waiting: int
     offloads_done: int
     offloads_failed: int
+    offload_wait: Durations
+    offload_run: Durations
     seconds_up: float
     disconnected: Counts = field(hash=False)
     refused_by: Counts = field(hash=False)

@@ -2,7 +2,8 @@
 
 Invariants:
 
-- The worker answers each message in turn: `BEGUN` when it has received a call, then the call's outcome.
+- The worker answers each call in turn. It tells that it has begun as soon as the call has begun to arrive: if it dies
+  later, the call is lost.
 - Whatever a call raises goes back to the server; only the end of the pipe ends the worker.
 - The worker ends when the server's process has ended. A function in C that keeps the interpreter's lock delays this
   until it returns.
@@ -12,44 +13,48 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
-from .messages import Message, Received
+from .channel import Channel, open_end
+from .messages import CALL, CLOSE, ERROR, INITIALIZE, ITEM, ITERATE, NEXT, READY, RESULT, Message, Received
+from .wire import Disconnected
 
-READY = b"ready"
-"""What a worker sends when it has started."""
-
-BEGUN = b"begun"
-"""What a worker sends when it has received a call. If it dies later, the call is lost."""
+AHEAD = 4
+"""The most items of an iteration that a worker has sent and the handler has not used yet."""
 
 NICENESS = 10
 """How much a worker lowers its priority: the server's replies go first, and the workers use what is left."""
 
 
-def work(connection: Connection) -> None:  # pragma: no cover - in another process, which is not measured
-    """Run calls until the server closes its end of the connection."""
+def work(end: tuple[Any, Any]) -> None:  # pragma: no cover - in another process, which is not measured
+    """Run calls until the server closes its end of the channel."""
+    channel = open_end(end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server alone decides what a terminal's interrupt means
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     if hasattr(os, "register_at_fork"):
-        # A process that a call forks would keep the connection open when this one dies, or reply in its place.
-        os.register_at_fork(after_in_child=connection.close)
+        # A process that a call forks would keep the channel open when this one dies, or reply in its place.
+        os.register_at_fork(after_in_child=channel.close)
     end_with_the_server()
-    with contextlib.suppress(EOFError, OSError):
-        connection.send_bytes(READY)
+    with contextlib.suppress(Disconnected):
+        Message(READY, None).send(channel)
         while True:
-            with Received(connection) as call:
-                connection.send_bytes(BEGUN)
-                outcome = run_call(call)
+            with Received(channel) as call:
+                if call.kind in (NEXT, CLOSE):  # of an iteration that had ended when these were sent
+                    continue
+                if call.kind != INITIALIZE:
+                    channel.tell_begun()
+                outcome = run_iteration(call, channel) if call.kind == ITERATE else run_call(call)
             with outcome:
-                outcome.send(connection)
+                outcome.send(channel)
 
 
 def end_with_the_server() -> None:  # pragma: no cover - as before
@@ -70,33 +75,82 @@ def end_with_the_server() -> None:  # pragma: no cover - as before
 
 
 def run_call(call: Received) -> Message:
-    """Run a call; return its outcome: whether it succeeded, the result or the exception, the exception's traceback."""
-    name = call.load()
+    """Run a call; return its outcome: the result, or the exception with its traceback."""
+    try:
+        run = load_call(call)
+        result = run()
+    except Disconnected:
+        raise
+    except BaseException as error:  # the handler's thread raises it, SystemExit included
+        return pickle_error(call.name, error, traceback.format_exc())
+    return pickle_result(call.name, result if call.kind == CALL else None)
+
+
+def run_iteration(call: Received, channel: Channel) -> Message:
+    """Send what a generator function yields; return what ends the iteration: no result, or an exception.
+
+    It is at most `AHEAD` items ahead of the server. When the server wants no more of them, the generator is closed, so
+    that its ``finally`` blocks are run.
+    """
+    try:
+        items = iter(load_call(call)())
+        try:
+            ahead = 0
+            for item in items:
+                with pickle_item(call.name, item) as message:
+                    message.send(channel)
+                del item
+                ahead += 1
+                while ahead == AHEAD or channel.has_data():
+                    with Received(channel) as answer:
+                        if answer.kind == CLOSE:
+                            return Message(RESULT, None)
+                    ahead -= 1
+        finally:
+            getattr(items, "close", bool)()
+    except Disconnected:
+        raise
+    except BaseException as error:  # as in run_call
+        return pickle_error(call.name, error, traceback.format_exc())
+    return Message(RESULT, None)
+
+
+def load_call(call: Received) -> Callable[[], Any]:
+    """Load what is to be called."""
     try:
         function, args, kwargs = call.load()
+    except Disconnected:
+        raise
     except Exception as error:  # whatever importing a module, or an object's own unpickling, raises
-        reason = ImportError(f"a worker process cannot load {name}: {describe(error)}")
-        return Message((False, reason, traceback.format_exc()))
-    outcome: tuple[bool, Any, str]
-    try:
-        outcome = True, function(*args, **kwargs), ""
-    except BaseException as error:  # the handler's thread raises it, SystemExit included
-        outcome = False, error, traceback.format_exc()
-    return pickle_outcome(name, outcome)
+        raise ImportError(f"a worker process cannot load {call.name}: {describe(error)}") from error
+    return partial(function, *args, **kwargs)
 
 
-def pickle_outcome(name: str, outcome: tuple[bool, Any, str]) -> Message:
-    """Pickle the outcome of a call; if it cannot be pickled, a TypeError in its place."""
+def pickle_item(name: str, item: Any) -> Message:
+    """Pickle what a generator has yielded. Raises TypeError if it cannot be pickled."""
     try:
-        message = Message(outcome)
-        if not outcome[0]:
-            # An exception whose __init__ has other parameters than its args can be pickled, but not unpickled.
-            pickle.loads(message.data)
+        return Message(ITEM, item)
+    except Exception as error:  # whatever an object's own pickling raises
+        raise TypeError(f"what {name} yielded cannot be sent back: {describe(error)}") from error
+
+
+def pickle_result(name: str, result: Any) -> Message:
+    """Pickle what a call has returned; if it cannot be pickled, a TypeError in its place."""
+    try:
+        return Message(RESULT, result)
+    except Exception as error:  # whatever an object's own pickling raises
+        return Message(ERROR, (TypeError(f"what {name} returned cannot be sent back: {describe(error)}"), ""))
+
+
+def pickle_error(name: str, raised: BaseException, text: str) -> Message:
+    """Pickle what a call has raised; if it cannot be pickled, or unpickled, a TypeError in its place."""
+    try:
+        message = Message(ERROR, (raised, text))
+        message.check()  # an exception may have an __init__ with other parameters than its args
         return message
     except Exception as error:  # whatever an object's own pickling raises
-        what = "returned" if outcome[0] else f"raised, {describe(outcome[1])},"
-        unsendable = TypeError(f"what {name} {what} cannot be sent back: {describe(error)}")
-        return Message((False, unsendable, outcome[2]))
+        what = f"what {name} raised, {describe(raised)}, cannot be sent back: {describe(error)}"
+        return Message(ERROR, (TypeError(what), text))
 
 
 def describe(error: BaseException) -> str:

@@ -8,17 +8,17 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..clients.period import Period
-from ..clients.client import Client
 from ..errors import ServerStopping, WorkerDied
 from ..transport.waker import Waker
+from .call import Call
+from .thread_work import ThreadCall
+from .threads import WorkerThreads
+from .turns import Turn
 from .waiting import wait_until_set
 
 if TYPE_CHECKING:  # these load multiprocessing
@@ -26,64 +26,92 @@ if TYPE_CHECKING:  # these load multiprocessing
     from .processes import Workers
 
 
-@dataclass(eq=False, slots=True)
-class Call:
-    """A function to call, the client that waits for it, and the period in which it was called."""
-
-    period: Period
-    client: Client | None
-    """The client whose handler waits for it, as long as the client is connected."""
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    unpinned: Callable[[], AbstractContextManager[object]]
-    """Makes a context in which the calling thread may run on every processor."""
-
-
 def run_inline(call: Call) -> Any:
     """Run a call in this thread."""
     return call.function(*call.args, **call.kwargs)
 
 
-def run_in_worker(call: Call, message: Message, workers: Workers, count: int) -> Any:
-    """Run a call, which ``message`` holds, in one of ``count`` worker processes."""
+def run_in_worker(call: Call, message: Message, workers: Workers, count: int, when_over: Callable[[], None]) -> Any:
+    """Run a call, which ``message`` holds, in one of ``count`` worker processes.
+
+    Raises CallerLeft if the caller waits no longer: ``when_over`` is then called when the worker is free again.
+    """
     try:
-        return workers.call(message, count, call.period, call.unpinned)
+        return workers.call(message, count, call.period, call.unpinned, call, when_over)
     except WorkerDied as error:
         if call.period.forced:
             raise ServerStopping("the server has ended this call as it stopped") from error
         raise
 
 
-def submit(call: Call, executor: Any, waker: Waker) -> Any:
+def iterate_in_worker(call: Call, message: Message, workers: Workers, count: int) -> Iterator[Any]:
+    """Iterate over what a call, which ``message`` holds, yields in one of ``count`` worker processes."""
+    try:
+        yield from workers.iterate(message, count, call.period, call.unpinned, call)
+    except (WorkerDied, ConnectionAbortedError) as error:
+        if call.period.forced:
+            raise ServerStopping("the server has ended this call as it stopped") from error
+        raise
+
+
+def run_in_thread(turn: Turn, threads: WorkerThreads, run: Callable[[], Any], when_over: Callable[[], None]) -> Any:
+    """Run a call in a worker thread, by ``run``. If that runs on without its caller, the turn is left to its thread."""
+    assert turn.waker is not None
+    call, work = turn.call, ThreadCall(run, turn.waker)
+    turn.work = work
+    threads.put(work)
+    try:
+        wait_until_done(call, turn.waker, lambda: work.is_done)
+    except BaseException as error:  # the caller's, or a signal handler has raised
+        turn.is_left = True
+        if work.leave(when_over):
+            if isinstance(error, TimeoutError):
+                call.tell_that_it_runs_on()
+        else:
+            turn.is_left = False
+        raise
+    return work.result()
+
+
+def submit(turn: Turn, executor: Any, when_over: Callable[[], None]) -> Any:
     """Run a call in an executor of the program's, of which only ``submit`` is used.
 
-    ``waker`` is set when the call's period is forced.
+    If the function runs on without its caller, the turn is left until the executor says that it has ended.
     """
-    future = None
-    client = call.client
+    assert turn.waker is not None
+    call, future = turn.call, None
     function = partial(call.function, **call.kwargs) if call.kwargs else call.function
     try:
         with call.unpinned():  # it may start a thread or a process, which inherit the processors of this thread
             future = executor.submit(function, *call.args)
-        future.add_done_callback(lambda _: waker.set())
-        while not future.done():
-            if call.period.forced:
-                raise ServerStopping("the server has given up this call as it stopped")
-            if not wait_until_set(waker, client) and not call.period.forced:
-                if future.cancel():
-                    raise ConnectionAbortedError("the client of this call has gone")
-                client = None  # the call is running already, and an executor cannot end it
-            waker.clear()
+        future.add_done_callback(lambda _, waker=turn.waker: waker.set())
+        wait_until_done(call, turn.waker, future.done)
         return future.result()
     except Exception as error:  # the function's own, and the executor's
         if is_worker_death(error):
             raise WorkerDied(f"the executor's worker has died in a call: {error!r}") from error
+        if isinstance(error, TimeoutError) and not (future is None or future.done() or future.cancel()):
+            call.tell_that_it_runs_on()
         raise
     finally:
-        if future is not None and not future.done():
-            future.cancel()  # as far as the executor can
+        if future is not None and not future.done() and not future.cancel() and not call.period.forced:
+            turn.is_left = True  # the executor cannot end it
+            future.add_done_callback(lambda _: when_over())
         del future  # it refers to the exception, whose traceback refers to this frame
+
+
+def wait_until_done(call: Call, waker: Waker, is_done: Callable[[], bool]) -> None:
+    """Wait until an executor has done a call, which sets ``waker``.
+
+    Raises ServerStopping, TimeoutError or ConnectionAbortedError if its caller waits no longer.
+    """
+    is_connected = True
+    while not is_done():
+        if call.period.forced:
+            raise ServerStopping("the server has given up this call as it stopped")
+        call.check(is_connected)
+        is_connected = wait_until_set(waker, call)
+        waker.clear()
 
 
 def is_worker_death(error: Exception) -> bool:

@@ -1,53 +1,54 @@
 """The messages between the server and a worker process: pickled objects, and the descriptors that belong to them.
 
-The pickler is multiprocessing's, as in `concurrent.futures.ProcessPoolExecutor`. Sockets and connections are
-sent differently: multiprocessing offers a copy of the descriptor through a listening socket and a thread, both of which
-stay until the interpreter ends, and keeps each copy that is never fetched. A client whose connection is kept in this
-way never sees its end.
-Here the copies follow the message itself through the worker's pipe, and are closed if it is not sent.
+Large `bytes`, `bytearray` and the buffers of NumPy arrays are not copied on their way: the pickler passes each one of
+64 KiB and more on as it is, for the channel to send from where it lies, and the unpickler receives it into the new
+object. That is protocol 5 without its list of buffers, which would leave out `bytes` and `bytearray`.
 
-The last byte of a message is the number of its descriptors.
+What multiprocessing knows how to pickle is pickled as it does, as in `concurrent.futures.ProcessPoolExecutor`. Sockets
+and connections are sent differently: multiprocessing offers a copy of the descriptor through a listening socket and a
+thread, both of which stay until the interpreter ends, and keeps each copy that is never fetched. A client whose
+connection is kept in this way never sees its end. Here the copies go with the message itself, and are closed if it is
+not sent.
 """
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-MOST_DESCRIPTORS = 253
-"""As many as Linux sends at once."""
+from .channel import HAS_SOCKETS, MOST_DESCRIPTORS, Channel
+from .wire import Disconnected, close_descriptors
 
-_SENDS_DESCRIPTORS = hasattr(socket, "send_fds")  # elsewhere, on Windows, they go multiprocessing's way
-_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+READY, INITIALIZE, CALL, ITERATE, NEXT, CLOSE, RESULT, ITEM, ERROR = range(9)
+"""The kinds of messages.
+
+From the server: `INITIALIZE`, `CALL` and `ITERATE` have a function to call; `NEXT` says that an item of an iteration
+has been used, and `CLOSE` that no more are wanted. From the worker: `READY`, once; `ITEM`, any number of times; and at
+the end of what was called its `RESULT` or its `ERROR`, with the traceback.
+"""
+
 _loading = threading.local()  # received: the message that the calling thread is unpickling
 
 
 class Message:
     """A message to send, any number of times. Whoever makes it closes it: it is a context manager."""
 
-    def __init__(self, *objects: Any) -> None:
+    def __init__(self, kind: int, content: Any, name: str = "") -> None:
+        """Pickle ``content``. ``name``: what an error is to call it if it cannot be unpickled."""
+        self.kind = kind
+        self._name = name.encode(errors="backslashreplace")[:65535]
         self._descriptors: list[int] = []
-        buffer = io.BytesIO()
+        self._buffers: list[Any] = []
         try:
-            for each in objects:
-                pickler = ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL)
-                if _SENDS_DESCRIPTORS:
-                    # The table is this pickler's own.
-                    pickler.dispatch_table[socket.socket] = self._reduce_socket
-                    pickler.dispatch_table[Connection] = self._reduce_connection
-                pickler.dump(each)
+            _Pickler(self).dump(content)
         except BaseException:  # whatever an object's own pickling raises
             self.close()
             raise
-        buffer.write(bytes([len(self._descriptors)]))
-        self.data = buffer.getvalue()
 
     def __enter__(self) -> Message:
         return self
@@ -55,23 +56,38 @@ class Message:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def send(self, connection: Connection) -> None:
-        """Send the message. Raises OSError if the process at the other end has ended."""
-        connection.send_bytes(self.data)
-        if self._descriptors:
-            with _as_socket(connection) as pipe:
-                socket.send_fds(pipe, [b"\0"], self._descriptors)
+    def send(self, channel: Channel) -> None:
+        """Send the message. Raises Disconnected if the process at the other end has ended."""
+        channel.send(self.kind, self._name, self._buffers, self._descriptors)
+
+    def check(self) -> None:
+        """Raise an exception, and close the message, if the content cannot be unpickled."""
+        try:
+            pickle.loads(b"".join(self._buffers))
+        except BaseException:  # whatever an object's own unpickling raises
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Close the descriptors. May be called again."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        """Close the descriptors, and give the buffers free. May be called again."""
+        self._buffers.clear()
+        close_descriptors(self._descriptors)
 
-    def _reduce_socket(self, each: socket.socket) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    # For the pickler.
+
+    def write(self, data: Any) -> None:
+        """Take the next bytes. A view on those of another object keeps it from changing its size until `close`."""
+        if type(data) is not bytes:
+            data = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+        self._buffers.append(data)
+
+    def reduce_socket(self, each: socket.socket) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle a socket."""
         index = self._add(each.fileno())
         return _receive_socket, (index, each.family, each.type, each.proto, each.gettimeout())
 
-    def _reduce_connection(self, each: Connection) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def reduce_connection(self, each: Connection) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle a connection of multiprocessing's."""
         return _receive_connection, (self._add(each.fileno()), each.readable, each.writable)
 
     def _add(self, descriptor: int) -> int:
@@ -81,22 +97,32 @@ class Message:
         return len(self._descriptors) - 1
 
 
-class Received:
-    """A message that has been received. Whoever receives it closes it: it is a context manager."""
+class _Pickler(pickle.Pickler):
+    """Pickles into a message. multiprocessing's own pickler copies a table for each object, and searches it slowly."""
 
-    def __init__(self, connection: Connection, wait: Callable[[], object] = lambda: None) -> None:
-        """Receive a message, with ``wait`` called before each part. Raises EOFError or OSError if the sender ends."""
-        wait()
-        data = connection.recv_bytes()
-        self._stream = io.BytesIO(data)
-        self._descriptors: list[int] = []
-        if data[-1]:
-            wait()
-            with _as_socket(connection) as pipe:
-                self._descriptors = socket.recv_fds(pipe, 1, data[-1], _CLOSE_ON_EXEC)[1]
-            if len(self._descriptors) != data[-1]:  # the sender has ended, or this process is out of descriptors
-                self.close()
-                raise EOFError
+    def __init__(self, message: Message) -> None:
+        super().__init__(message, pickle.HIGHEST_PROTOCOL)
+        self._message = message
+
+    def reducer_override(self, each: Any) -> Any:
+        """Pickle what is sent with the message, and what multiprocessing, or a library that uses it, registers."""
+        kind = type(each)
+        if HAS_SOCKETS:
+            if kind is socket.socket:
+                return self._message.reduce_socket(each)
+            if kind is Connection:
+                return self._message.reduce_connection(each)
+        reduce = ForkingPickler._extra_reducers.get(kind)  # type: ignore[attr-defined]
+        return NotImplemented if reduce is None else reduce(each)
+
+
+class Received:
+    """A message that is being received. Whoever receives it closes it: it is a context manager."""
+
+    def __init__(self, channel: Channel) -> None:
+        """Wait for a message. Raises Disconnected if the process at the other end has ended."""
+        self.kind, name, self._stream, self._descriptors = channel.receive()
+        self.name = name.decode(errors="replace")  # it may have been cut short
 
     def __enter__(self) -> Received:
         return self
@@ -105,12 +131,26 @@ class Received:
         self.close()
 
     def load(self) -> Any:
-        """Unpickle the next object. Raises whatever an object's own unpickling raises."""
+        """Receive and unpickle the content. Raises Disconnected, and whatever an object's own unpickling raises.
+
+        After an exception of that kind, the next message can be received.
+        """
+        before = getattr(_loading, "received", None)  # unpickling an object may make a call of its own
         _loading.received = self
         try:
             return pickle.load(self._stream)
+        except Disconnected:
+            raise
+        except Exception:
+            self._stream.skip()
+            raise
         finally:
-            del _loading.received
+            _loading.received = before
+
+    def skip(self) -> None:
+        """Receive the content, and drop it."""
+        self._stream.skip()
+        self.close()
 
     def take(self, index: int) -> int:
         """Take over a descriptor."""
@@ -119,15 +159,7 @@ class Received:
 
     def close(self) -> None:
         """Close the descriptors that no object has taken over."""
-        for descriptor in self._descriptors:
-            with suppress(OSError):  # -1: it was taken over
-                os.close(descriptor)
-        self._descriptors.clear()
-
-
-def _as_socket(connection: Connection) -> socket.socket:
-    """Make a socket of a connection between two processes, for the caller to close. The connection stays open."""
-    return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+        close_descriptors(self._descriptors)
 
 
 def _receive_socket(index: int, family: int, kind: int, protocol: int, timeout: float | None) -> socket.socket:

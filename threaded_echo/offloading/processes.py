@@ -15,18 +15,24 @@ Order of locks: `_opening`, `_lock`, then a worker's.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ..clients.period import Period
 from ..errors import ServerStopping, WorkerDied
+from .call import Call, CallerLeft
+from .initializing import find_setup
+from .iterations import iterate
 from .messages import Message
 from .worker import END_TIMEOUT, NotBegun, Worker, interpreter_ends
+
+logger = logging.getLogger("threaded_echo")
 
 Unpinned = Callable[[], AbstractContextManager[object]]
 """Makes a context in which the calling thread may run on every processor, as a process that it starts then may."""
@@ -42,6 +48,7 @@ class Workers:
         self._idle: list[Worker] = []
         self._held: dict[Worker, Period] = {}
         self._starting: list[Worker] = []  # before the first client; also in _held
+        self._leftovers: dict[threading.Thread, Period] = {}  # see calls through that their callers have left
         self._opening = threading.Lock()  # held during `start`: a second one waits, and finds the workers there
         _all.add(self)
 
@@ -58,11 +65,13 @@ class Workers:
                 for _ in range(missing):  # start them all before waiting for any
                     if period.is_stopping():
                         raise WorkerDied("a stop came as the workers were started")
-                    started.append(worker := self._hold_new(period, unpinned))
+                    started.append(worker := self._hold_new(count, period, unpinned))
                     with self._lock:
                         self._starting.append(worker)
                     if period.is_stopping():  # `interrupt_start` may have come before this one was listed
                         worker.kill()
+                for worker in started:
+                    worker.send_initializer()
                 for worker in started:
                     worker.wait_until_ready()
             except BaseException:  # one cannot start, or a signal handler has raised: none of the others may stay
@@ -73,7 +82,7 @@ class Workers:
                 raise
             finally:
                 with self._lock:
-                    self._starting.clear()
+                    self._starting = [worker for worker in self._starting if worker not in started]
                 for worker in started:
                     self._give_back(worker, count)
 
@@ -84,41 +93,122 @@ class Workers:
         for worker in starting:
             worker.kill()
 
-    def call(self, call: Message, count: int, period: Period, unpinned: Unpinned) -> Any:
+    def call(self, call: Message, count: int, period: Period, unpinned: Unpinned, caller: Call | None = None,
+             when_over: Callable[[], None] = lambda: None) -> Any:
         """Run a call in one of ``count`` workers, as `Worker.call`. The caller makes sure that fewer are held.
 
         A call that has not begun when its worker dies is tried again in another one. Raises ServerStopping if the
-        period has been forced before.
+        period has been forced before. Raises CallerLeft if ``caller`` waits no longer: ``when_over`` is called, in
+        another thread, when its worker, or a new one in its place, can be called again.
         """
         while True:
-            worker = self._hold_idle(period)
+            worker = self._hold_idle(count, period)
             is_new = worker is None
-            worker = worker or self._hold_new(period, unpinned)
+            worker = worker or self._hold_new(count, period, unpinned)
+            try:
+                if is_new:
+                    worker.wait_until_ready(caller)
+                result = worker.call(call, caller)
+            except CallerLeft:
+                assert caller is not None
+                self._leave(worker, caller, count, when_over)
+                raise
+            except NotBegun:
+                self._give_back(worker, count)
+                if is_new:  # the call itself has killed it, by its size for example
+                    raise WorkerDied("a worker process has died as it received a call") from None
+            except BaseException:  # what the call has raised, or a signal handler
+                self._give_back(worker, count)
+                raise
+            else:
+                self._give_back(worker, count)
+                return result
+
+    def iterate(self, call: Message, count: int, period: Period, unpinned: Unpinned,
+                caller: Call) -> Iterator[Any]:
+        """Iterate in one of ``count`` workers, as `iterations.iterate`, which also says how ``caller`` may leave."""
+        while True:
+            worker = self._hold_idle(count, period)
+            is_new = worker is None
+            worker = worker or self._hold_new(count, period, unpinned)
             try:
                 if is_new:
                     worker.wait_until_ready()
-                return worker.call(call)
+                    caller.check()  # the worker is not at fault if it took too long to start
+                yield from iterate(worker, call, caller)
+                return
             except NotBegun:
-                if is_new:  # the call itself has killed it, by its size for example
+                if is_new:  # as in `call`
                     raise WorkerDied("a worker process has died as it received a call") from None
             finally:
                 self._give_back(worker, count)
 
-    def _hold_idle(self, period: Period) -> Worker | None:
-        with self._lock:
-            if period.forced:
-                raise ServerStopping("the server is stopping: it takes no more calls")
-            if interpreter_ends.is_set():
-                raise WorkerDied("the interpreter is ending, and with it the server's workers")
-            if not self._idle:
-                return None
-            worker = self._idle.pop()
-            self._held[worker] = period
-        return worker
+    def _leave(self, worker: Worker, caller: Call, count: int, when_over: Callable[[], None]) -> None:
+        """Have a thread see a call through that its caller has left; if there are no threads, this one does it."""
+        if caller.is_late() and worker.is_ready():  # one that is only starting is not at fault
+            worker.kill()
 
-    def _hold_new(self, period: Period, unpinned: Unpinned) -> Worker:
+        def run() -> None:
+            try:
+                self._see_through(worker, caller, count)
+            finally:
+                with self._lock:
+                    del self._leftovers[thread]
+                when_over()
+
+        thread = threading.Thread(target=run, name="threaded_echo call without its caller", daemon=True)
+        with self._lock:
+            self._leftovers[thread] = caller.period
+        try:
+            thread.start()
+        except RuntimeError:  # the caller is told late then
+            run()
+
+    def _see_through(self, worker: Worker, caller: Call, count: int) -> None:
+        """Wait until a worker can be called again whose caller has left; if it was killed, start another one."""
+        period = caller.period
+        worker.see_through(caller.time_left())
+        replaces = not (worker.is_alive() or period.is_stopping() or interpreter_ends.is_set())
+        self._give_back(worker, count)
+        if not replaces:
+            return
+        try:
+            worker = self._hold_new(count, period, caller.unpinned)
+            try:
+                with self._lock:
+                    self._starting.append(worker)
+                if period.is_stopping():  # `interrupt_start` may have come before this one was listed
+                    worker.kill()
+                worker.wait_until_ready()
+            finally:
+                with self._lock:
+                    self._starting.remove(worker)
+                self._give_back(worker, count)
+        except (OSError, WorkerDied) as error:  # the next call tries again, and raises it
+            logger.debug("a worker process that was killed cannot be replaced yet: %s", error)
+
+    def _hold_idle(self, count: int, period: Period) -> Worker | None:
+        setup, others = find_setup(count), []
+        try:
+            with self._lock:
+                if period.forced:
+                    raise ServerStopping("the server is stopping: it takes no more calls")
+                if interpreter_ends.is_set():
+                    raise WorkerDied("the interpreter is ending, and with it the server's workers")
+                while self._idle:
+                    worker = self._idle.pop()
+                    if worker.setup is setup:
+                        self._held[worker] = period
+                        return worker
+                    others.append(worker)  # the program has set another initializer since
+                return None
+        finally:
+            for worker in others:
+                worker.end()
+
+    def _hold_new(self, count: int, period: Period, unpinned: Unpinned) -> Worker:
         with unpinned():
-            worker = Worker()
+            worker = Worker(find_setup(count))
         with self._lock:
             self._held[worker] = period
         if period.forced or interpreter_ends.is_set():  # which may have come before this one was listed
@@ -153,6 +243,11 @@ class Workers:
         deadline = time.monotonic() + END_TIMEOUT
         for worker in idle:
             worker.end(max(0, deadline - time.monotonic()))
+        with self._lock:
+            leftovers = [thread for thread, period in self._leftovers.items() if period.forced]
+        for thread in leftovers:  # their workers were killed
+            if thread.ident is not None:
+                thread.join(END_TIMEOUT)
 
     def kill(self) -> None:
         """Kill every worker at the interpreter's end, when no thread waits for them any more."""
@@ -165,7 +260,7 @@ class Workers:
         """Forget every worker in a forked process, whose parent they belong to. No other thread runs there."""
         for worker in (*self._idle, *self._held):
             worker.forget()
-        self._idle, self._held, self._starting = [], {}, []
+        self._idle, self._held, self._starting, self._leftovers = [], {}, [], {}
         self._lock, self._opening = threading.RLock(), threading.Lock()
 
 

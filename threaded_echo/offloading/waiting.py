@@ -1,29 +1,115 @@
 """A handler's wait for its offloaded call: what its client's state is meanwhile, and what ends the wait."""
 from __future__ import annotations
 
+import math
 import select
-from collections.abc import Iterator
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..clients.client import Client
+from ..clients.period import Period
 from ..transport.waker import Waker
+from .call import WAITING, Call, CallerLeft
+
+MOST_SECONDS = 86_400
+"""Seconds of one poll, whose milliseconds are a C int."""
+
+_KEPT = 32  # wakers that are kept for later calls
 
 
-def wait_until_set(waker: Waker, client: Client | None) -> bool:
-    """Wait until ``waker`` is set; return False if the connection of ``client`` is lost before.
+def wait_for(files: list[Any], client: Client | None, seconds: float | None) -> tuple[list[int], bool]:
+    """Wait until one of ``files`` is readable, the connection of ``client`` is lost, or ``seconds`` have passed.
 
-    A client that has only ended its own stream still waits for its answer: its connection is not lost. On a platform
-    without `select.poll`, as Windows, nothing reports a lost connection, and only the waker ends the wait.
+    Returns the readable descriptors, and whether the connection is there. It may return early with neither. A client
+    that has only ended its own stream still waits for its answer: its connection is not lost. On a platform without
+    `select.poll`, as Windows, nothing reports a lost connection.
     """
+    if seconds is not None:
+        seconds = min(max(seconds, 0), MOST_SECONDS)
     if not hasattr(select, "poll"):
-        select.select([waker], [], [])
-        return True
+        return [file.fileno() for file in select.select(files, [], [], seconds)[0]], True
     connection = -1 if client is None else client._connection.fileno()
     poll = select.poll()
-    poll.register(waker, select.POLLIN)
+    for file in files:
+        poll.register(file, select.POLLIN)
     if connection >= 0:
         poll.register(connection, 0)  # no events: only an error, or the end of both directions, is reported
-    return connection not in [descriptor for descriptor, _ in poll.poll()]
+    found = [descriptor for descriptor, _ in poll.poll(None if seconds is None else math.ceil(seconds * 1000))]
+    if connection in found:
+        found.remove(connection)
+        return found, False
+    return found, True
+
+
+def wait_until_set(waker: Waker, call: Call) -> bool:
+    """Wait until ``waker`` is set, or the call has to be looked at; return False if its client's connection is lost."""
+    return wait_for([waker], call.client, call.seconds_left())[1]
+
+
+def wait_with_caller(look: Callable[[Client | None, float | None], tuple[list[Any], bool]], call: Call,
+                     timeout: float | None) -> list[Any]:
+    """Wait with ``look``, which is like `wait_for`, until something is readable, and return that.
+
+    Raises CallerLeft if the caller of the call waits no longer, and TimeoutError after ``timeout`` seconds.
+    """
+    client = call.client
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        times = (call.seconds_left(), None if deadline is None else deadline - time.monotonic())
+        ready, is_connected = look(client, min((each for each in times if each is not None), default=None))
+        if ready and (is_connected or call.period.forced):  # a client that has gone gets no reply, if both come at once
+            return ready
+        call.tell_if_slow(WAITING)
+        if call.is_late() or not is_connected and not call.period.forced:
+            raise CallerLeft(is_connected)
+        if not is_connected:
+            client = None  # a stop has cut it, and ends what is waited for
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError
+
+
+class Wakers:
+    """Wakers to wait with, which are used again: making one costs more than all the rest of a short call.
+
+    A waker may be set once more after it was given back, by what the call before has waited for. So each wait looks
+    whether what it waits for is there. *Thread safety*: any thread.
+    """
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock  # guards _idle
+        self._idle: list[Waker] = []
+        weakref.finalize(self, _close, self._idle).atexit = False  # a program may drop its server without closing it
+
+    def take(self) -> Waker:
+        """Return a waker. Raises OSError if no descriptor is available."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return Waker()
+
+    def give(self, waker: Waker, period: Period) -> None:
+        """Take a waker back after a call in a period, and keep it unless that period is over."""
+        waker.clear()
+        with self._lock:
+            # `close` comes after a period has been forced: either it finds this waker, or that is seen here.
+            if not period.forced and len(self._idle) < _KEPT:
+                self._idle.append(waker)
+                return
+        waker.close()
+
+    def close(self) -> None:
+        """Close those that are kept."""
+        with self._lock:
+            _close(self._idle)
+
+
+def _close(wakers: list[Waker]) -> None:
+    while wakers:
+        wakers.pop().close()
 
 
 @contextmanager

@@ -19,13 +19,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ..clients.client import Client
 from ..errors import WorkerDied
-from .child import BEGUN, work
-from .messages import Message, Received
+from .call import Call, CallerLeft, name_of
+from .channel import make_ends, open_end
+from .child import work
+from .initializing import WorkerProcesses
+from .messages import CALL, ERROR, INITIALIZE, Message, Received
+from .waiting import MOST_SECONDS, wait_with_caller
+from .wire import Disconnected, wait
 
 START_TIMEOUT = 60.0
 """Seconds that a worker may take to import the program's modules before it counts as failed."""
@@ -77,17 +82,25 @@ class _WorkerTraceback(Exception):
 class Worker:
     """A worker process."""
 
-    def __init__(self) -> None:
-        """Start the process. Raises OSError if no process or descriptor is available."""
+    def __init__(self, setup: WorkerProcesses | None = None) -> None:
+        """Start the process. Raises OSError if no process or descriptor is available.
+
+        ``setup`` has the initializer. Raises TypeError if that cannot be sent to a process.
+        """
+        self.setup = setup
+        self._initializer: Message | None = None  # that is still to be sent
+        self._has_started = self._is_ready = False
         context = multiprocessing.get_context("spawn")
         self._ended = False  # guarded by _children_lock
-        self._connection: Connection
-        self._connection, theirs = context.Pipe()
+        ours, theirs = make_ends(context)
+        self._channel = open_end(ours, lambda: not self.is_alive())
         # No daemon, since daemons may not have processes of their own. `processes` ends it with the interpreter.
         self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
         self._end = -1  # a descriptor that becomes readable when the process ends
         self.exitcode: int | None = None  # known after `end`
         try:
+            if setup is not None and setup.initializer is not None:
+                self._initializer = pickle_call(setup.initializer, setup.initargs, {}, INITIALIZE)
             # The lock is released before SIGINT is unblocked: a handler that runs then must not find it taken.
             with _sigint_blocked(), _children_lock:
                 self._process.start()
@@ -97,17 +110,36 @@ class Worker:
             self.end()
             raise
         finally:
-            theirs.close()
+            for each in theirs:
+                each.close()
 
-    def wait_until_ready(self) -> None:
-        """Wait until the worker can be called. Raises WorkerDied if it ends, or takes longer than START_TIMEOUT."""
+    def send_initializer(self) -> None:
+        """Have the worker call its initializer, if it has one, as soon as it has started."""
+        message, self._initializer = self._initializer, None
+        if message is not None:
+            with message, contextlib.suppress(Disconnected):  # `wait_until_ready` says what has happened
+                message.send(self._channel)
+
+    def wait_until_ready(self, caller: Call | None = None) -> None:
+        """Wait until the worker can be called.
+
+        Raises WorkerDied if it ends, takes longer than START_TIMEOUT to start, or if its initializer fails; and
+        CallerLeft, as `receive`, after which it can be called again.
+        """
+        self.send_initializer()
         try:
-            self._wait(START_TIMEOUT)
-            self._connection.recv_bytes()
+            if not self._has_started:
+                self.receive(caller, START_TIMEOUT)
+                self._has_started = True
+            if self.setup is not None:
+                self._check_initializer(self.receive(caller))
+            self._is_ready = True
             return
+        except CallerLeft:
+            raise
         except TimeoutError:
             reason = f"is not ready after {START_TIMEOUT:.0f} s"
-        except (EOFError, OSError):
+        except Disconnected:
             reason = "has ended as it started, and says why on standard error"
         except BaseException:  # a signal handler has raised
             self.end()
@@ -116,49 +148,125 @@ class Worker:
         raise WorkerDied(f"a worker process {reason}. Each worker imports the script, which has to be a file, and to "
                          "start its servers under «if __name__ == '__main__':»") from None
 
-    def call(self, call: Message) -> Any:
+    def _check_initializer(self, outcome: Received) -> None:
+        if outcome.kind == ERROR:
+            error, text = outcome.load()
+            error.__cause__ = _WorkerTraceback(text)
+            raise WorkerDied(f"the initializer of the worker processes has failed: {error!r}") from error
+
+    def call(self, call: Message, caller: Call | None = None) -> Any:
         """Run a call, and return its result or raise its exception.
 
-        Raises WorkerDied if the process ends meanwhile, and NotBegun if it had ended before.
+        Raises WorkerDied if the process ends meanwhile, and NotBegun if it had ended before. Raises CallerLeft if
+        ``caller`` waits no longer: `see_through` is next.
         """
-        with self._exchange(call) as reply:
-            try:
-                succeeded, value, text = reply.load()
-            except Exception as error:  # whatever an object's own unpickling raises
-                raise TypeError(f"the result of an offloaded call cannot be loaded: {error}") from error
-        if succeeded:
-            return value
-        try:
-            raise value from (_WorkerTraceback(text) if text else None)
-        finally:
-            del value  # the exception's traceback refers to this frame, which would refer to the exception
+        with self.exchange(call, caller) as reply:
+            return self.open(reply)
 
-    def _exchange(self, call: Message) -> Received:
-        """Send a call, and return the reply."""
-        begun = False
+    def exchange(self, call: Message, caller: Call | None = None) -> Received:
+        """Send a call, and return the reply. Raises as `call` and `receive`."""
         try:
-            call.send(self._connection)
-            self._wait()
-            if self._connection.recv_bytes() != BEGUN:
-                raise EOFError
-            begun = True
-            return Received(self._connection, self._wait)
-        except (EOFError, OSError) as error:
+            call.send(self._channel)
+            reply = self.receive(caller)
+            self._channel.was_begun()  # it was, and the next question is about the next call
+            return reply
+        except Disconnected as error:
+            begun = self._channel.was_begun()
             self.end()
             if begun:
-                raise WorkerDied(f"a worker process has died in a call, exit code {self.exitcode}") from None
+                raise self._death() from None
             raise NotBegun from error
+        except CallerLeft:
+            raise
         except BaseException:  # a signal handler has raised: the next call must not get this one's reply
             self.end()
             raise
 
-    def _wait(self, timeout: float | None = None) -> None:
-        """Wait for data. Raises EOFError or OSError if the process has ended, TimeoutError after ``timeout`` s."""
-        ready = wait([self._connection, self._end], timeout)
+    def see_through(self, seconds: float | None) -> None:
+        """Wait for the end of a start or a call whose caller has left, and drop the result; kill it after ``seconds``.
+        """
+        try:
+            if not self._is_ready:  # the worker is not at fault if a caller has no time to wait for its start
+                return self.wait_until_ready()
+            self.receive(timeout=None if seconds is None or seconds > MOST_SECONDS else seconds).close()
+            self.end_call()
+        except (Disconnected, TimeoutError, WorkerDied):
+            self.end()
+
+    def ask(self, kind: int, caller: Call | None) -> Received:
+        """Send a message without content in the middle of a call, and return the reply. Raises as `call`, `receive`."""
+        try:
+            self.send(kind)
+            return self.receive(caller)
+        except Disconnected:
+            self.end()
+            raise self._death() from None
+        except CallerLeft:
+            raise
+        except BaseException:  # as in exchange
+            self.end()
+            raise
+
+    def open(self, reply: Received) -> Any:
+        """Return what a reply holds, or raise it."""
+        try:
+            content = reply.load()
+        except Disconnected:
+            self.end()
+            raise self._death() from None
+        except Exception as error:  # whatever an object's own unpickling raises
+            raise TypeError(f"the result of an offloaded call cannot be loaded: {error}") from error
+        except BaseException:  # as in exchange
+            self.end()
+            raise
+        if reply.kind != ERROR:
+            return content
+        raised, text = content
+        try:
+            raise raised from (_WorkerTraceback(text) if text else None)
+        finally:
+            del raised, content  # the exception's traceback refers to this frame, which would refer to the exception
+
+    def _death(self) -> WorkerDied:
+        return WorkerDied(f"a worker process has died in a call, exit code {self.exitcode}")
+
+    def send(self, kind: int) -> None:
+        """Send a message without content. Raises Disconnected."""
+        self._channel.send(kind)
+
+    def receive(self, caller: Call | None = None, timeout: float | None = None) -> Received:
+        """Wait for a message. Raises CallerLeft if ``caller`` waits no longer.
+
+        Raises Disconnected if the process has ended, and TimeoutError after ``timeout`` seconds.
+        """
+        self._wait(timeout, caller)
+        return Received(self._channel)
+
+    def end_call(self) -> None:
+        """Note that a call is over that `exchange` has not seen the end of."""
+        self._channel.was_begun()
+
+    def _wait(self, timeout: float | None = None, caller: Call | None = None) -> None:
+        """Wait for data. Raises as `receive`."""
+        if self._channel.is_ahead():
+            return
+        ready = self._look(None, timeout)[0] if caller is None else wait_with_caller(self._look, caller, timeout)
         if not ready:
             raise TimeoutError
-        if self._connection not in ready:
-            raise EOFError
+        if self._channel not in ready and not wait([self._channel], 0):  # it may have come as the process ended
+            raise Disconnected
+
+    def _look(self, client: Client | None, seconds: float | None) -> tuple[list[Any], bool]:
+        """Wait for data, the end of the process, or the loss of a client's connection, as `waiting.wait_for`."""
+        connection = -1 if client is None else client._connection.fileno()
+        seconds = None if seconds is None else min(max(0, seconds), MOST_SECONDS)
+        ready = wait([self._channel, self._end], seconds, connection)
+        is_connected = connection not in ready or connection < 0
+        return ready if is_connected else ready[:-1], is_connected
+
+    def is_ready(self) -> bool:
+        """Return whether it has started, and can be or is called."""
+        return self._is_ready
 
     def is_alive(self) -> bool:
         """Return whether the process is there to take a call."""
@@ -172,11 +280,13 @@ class Worker:
 
     def hang_up(self) -> None:
         """Make an idle worker return."""
-        self._connection.close()
+        self._channel.close()
 
     def end(self, timeout: float = 0) -> None:
         """Collect the process; kill it if it is still running after ``timeout`` seconds. May be called again."""
-        self._connection.close()
+        self._channel.close()
+        if self._initializer is not None:
+            self._initializer.close()
         if self._ended or self._process.pid is None:
             return
         if self._end < 0 or not wait([self._end], timeout):
@@ -196,7 +306,7 @@ class Worker:
     def forget(self) -> None:
         """Close the descriptors that a forked process has inherited. The worker is its parent's."""
         self._ended = True
-        self._connection.close()
+        self._channel.close()
         self._close_pidfd()
 
     def _is_running(self) -> bool:
@@ -223,13 +333,12 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+                kind: int = CALL) -> Message:
     """Pickle a call. Raises TypeError, with the reason and what to do, if that is not possible."""
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__  # not its repr, which may fail
-    name = f"{getattr(function, '__module__', '?')}.{name}"
+    name = name_of(function)
     try:
-        # The name goes first, for an error message if the rest cannot be loaded.
-        return Message(name, (function, args, kwargs))
+        return Message(kind, (function, args, kwargs), name)
     except Exception as error:  # whatever an object's own pickling raises
         advice = ("its arguments have to be objects that can be pickled" if _can_be_pickled(function) else
                   "use a function of a module")
@@ -238,7 +347,7 @@ def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 def _can_be_pickled(function: Callable[..., Any]) -> bool:
     try:
-        Message(function).close()
+        Message(CALL, function).close()
     except Exception:  # as in pickle_call
         return False
     return True
