@@ -297,7 +297,6 @@ def test_call_that_never_ends_is_killed_when_its_time_is_up_though_its_client_ha
         meeting.welcome()
         made.see_through(0)
         assert not made.is_alive()
-        made.see_through(0)
         meeting.dismiss()
 
 

@@ -247,9 +247,9 @@ def test_stop_before_a_call_is_put_to_the_threads_ends_it(serve, executor, monke
 
     monkeypatch.setattr(executor, "put", put_and_stop)
     gate = Gate()
-    gate.release.set()
     with pytest.raises(ServerStopping):
         server.offload(stay, gate)
+    gate.release.set()
 
 
 def test_end_of_the_interpreter_does_not_wait_for_what_a_stop_has_left():

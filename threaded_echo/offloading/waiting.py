@@ -61,7 +61,7 @@ def wait_with_caller(look: Callable[[Client | None, float | None], tuple[list[in
     while True:
         times = (call.seconds_left(), None if deadline is None else deadline - time.monotonic())
         ready, is_connected = look(client, min((each for each in times if each is not None), default=None))
-        if ready:
+        if ready and (is_connected or call.period.forced):  # a client that has gone gets no reply, if both come at once
             return ready
         call.tell_if_slow(WAITING)
         if call.is_late() or not is_connected and not call.period.forced:
