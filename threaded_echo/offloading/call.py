@@ -140,7 +140,7 @@ class Call:
         seconds = time.monotonic() - self.made
         if seconds >= slow:
             self.is_told = True
-            self.terms.log(SLOW, logging.WARNING, "%s: %s %s %.3g s", self.who, self.name, what, seconds)
+            self.terms.log(SLOW, logging.WARNING, "%s: %s %s %.3f s", self.who, self.name, what, seconds)
 
     def tell_that_it_runs_on(self) -> None:
         """Log that the function runs on after its time, as nothing can end it there."""
