@@ -106,6 +106,16 @@ def test_option_is_the_time_of_each_call(serve, meeting, late):
         assert replies.readline() == b"9\n"
 
 
+@pytest.mark.parametrize("kind", ["workers", *RUNNING_ON])
+def test_call_that_ends_in_time_returns(kind, meeting):
+    """Its wait has an end, which does not come."""
+    with executor_of(kind) as executor, ThreadedTCPServer(("127.0.0.1", 0), executor=executor) as server:
+        with calling(server.offload_within, GUARD, calls.meet, meeting.address) as outcome:
+            meeting.welcome()
+            meeting.dismiss()
+        assert outcome == [b"go"]
+
+
 @pytest.mark.parametrize("seconds", [-1, "1", float("nan"), True])
 def test_wrong_seconds_are_an_error_at_the_call(serve, seconds):
     """As with every other number of seconds."""
