@@ -212,7 +212,7 @@ def test_handler_whose_client_goes_is_told_at_once(kind, how, meeting):
 
 
 @pytest.mark.parametrize("kind", ["workers", "worker threads"])
-def test_stop_waits_for_a_function_whose_client_has_gone(kind, meeting):
+def test_stop_waits_for_a_function_whose_client_has_gone(kind, meeting, monkeypatch):
     """As long as it waits for handlers, since the function may be writing something."""
     with telling_server(kind, meeting) as (server, told), connect(server) as client:
         client.sendall(b"\n")
@@ -220,8 +220,18 @@ def test_stop_waits_for_a_function_whose_client_has_gone(kind, meeting):
         server.clients[1].disconnect()
         told.get(timeout=GUARD)
         until(lambda: not server.clients)
+        offloads, looked = server._threaded_state.offloads, threading.Event()
+
+        def left() -> list:
+            """Tell that the stop has looked."""
+            found = looks()
+            looked.set()
+            return found
+
+        looks = offloads.left
+        monkeypatch.setattr(offloads, "left", left)
         with calling(server.stop, GUARD) as outcome:
-            wait_until(server.stopping)
+            wait_until(looked)
             assert server.stats().offloads_running == 1
             meeting.dismiss()
         assert outcome[0].clean

@@ -49,8 +49,7 @@ def run_in_thread(turn: Turn, threads: WorkerThreads, run: Callable[[], Any], wh
     assert turn.waker is not None
     call, work = turn.call, ThreadCall(run, turn.waker)
     turn.work = work
-    with call.unpinned():  # threads that are started inherit the processors of this one
-        threads.put(work)
+    threads.put(work)
     try:
         wait_until_done(call, turn.waker, lambda: work.is_done)
     except BaseException as error:  # the caller's, or a signal handler has raised
