@@ -316,3 +316,18 @@ def test_forked_process_has_a_fresh_lock():
         assert isinstance(worker._children_lock, type(threading.RLock()))
     finally:
         worker._children_lock = lock
+
+
+def test_process_that_is_just_ending_is_waited_for(monkeypatch):
+    """Its sentinel is readable a moment before the process has ended."""
+    answers = []
+
+    def is_running(made):
+        """Be running at the first look."""
+        answers.append(made)
+        return len(answers) == 1
+
+    with pool(1) as workers:
+        monkeypatch.setattr(Worker, "_is_running", is_running)
+        assert call_in(workers, calls.square, 3) == 9
+    assert len(answers) == 2
