@@ -287,3 +287,20 @@ def test_calls_wait_on_a_platform_without_poll(monkeypatch, meeting):
             meeting.welcome()
             meeting.dismiss()
             assert receive(client, 3) == b"go\n"
+
+
+def test_call_that_gives_up_may_be_given_its_slot_until_it_has_ended(serve, monkeypatch):
+    """Another call ends just then; it must still find the waker of the one that is next."""
+    end, gate, has_waker = offloading.Slots._end, Gate(), []
+
+    def note(self, turn, succeeded):
+        """Look before the call has ended."""
+        has_waker.append(turn.waker is not None)
+        end(self, turn, succeeded)
+
+    server = serve(ClientHandler, max_offloads=1)
+    with occupied(server, gate):
+        with monkeypatch.context() as patch, pytest.raises(TimeoutError):
+            patch.setattr(offloading.Slots, "_end", note)
+            server.offload_within(0, calls.square, 1)
+    assert has_waker == [True]

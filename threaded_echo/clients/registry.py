@@ -26,7 +26,7 @@ from .client import Client
 from .period import Period
 
 _LOOK = 0.1  # seconds
-_QUEUED = 256  # above this length, a queue of clients that have left is added up by its own thread
+_QUEUED = 32  # above this length, a queue of clients that have left is added up by its own thread; each keeps 0.7 KB
 
 
 @dataclass
