@@ -1,6 +1,8 @@
 """The hooks in the order in which a client meets them: accepting, verifying, coming, going, closing."""
 from __future__ import annotations
 
+import queue
+import socket
 import socketserver
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer, current_client
 
 from .conftest import LOOPBACK
-from .tools import Echo, ask, connect, receive_all, subclass, until
+from .tools import GUARD, Echo, ask, connect, receive_all, subclass, until
 
 
 def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serve, monkeypatch):
@@ -25,6 +27,29 @@ def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serv
             return request, address
 
     assert ask(serve(Echo, Server)) == b"ping\n"
+
+
+@pytest.mark.parametrize(("host", "via"), [("", "127.0.0.1"), ("::", "127.0.0.1"), ("", "::1")])
+def test_address_from_a_get_request_that_accepts_by_itself_is_plain(host, via):
+    """Programs that served IPv4 only take two items from it, and know IPv4 addresses as such."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    asked = queue.SimpleQueue()
+    server_class = subclass(get_request=lambda self: self.socket.accept(),
+                            verify_request=lambda self, request, address: asked.put(address) or True)
+    with server_class((host, 0), Echo).start() as server:
+        with socket.create_connection((via, server.server_address[1])) as client:
+            assert asked.get(timeout=GUARD) == client.getsockname()[:2]
+
+
+def test_address_that_a_program_makes_is_left_alone():
+    """It need not look like one."""
+    for made in ("name", ("name", 1, "more"), (1, 2, 3, 4), None):
+        clients = queue.SimpleQueue()
+        server_class = subclass(get_request=lambda self, made=made: (self.socket.accept()[0], made),
+                                client_connected=lambda self, client: clients.put(client.address))
+        with server_class(("::", 0), Echo).start() as server, connect(("127.0.0.1", server.server_address[1])):
+            assert clients.get(timeout=GUARD) == made
 
 
 def test_get_request_below_the_mixin_is_used_for_tls_listeners_too(serve):

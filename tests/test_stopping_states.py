@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from threaded_echo import ThreadedTCPServer
+from threaded_echo import ThreadedTCPServer, stopping
 from threaded_echo.state import ServerState
 from threaded_echo.stopping import Stopping
 
 from .conftest import LOOPBACK
-from .tools import GUARD, Echo, Gate, ask, connect, receive_all, running, until, wait_until
+from .tools import GUARD, Echo, Gate, ask, connect, receive, receive_all, running, until, wait_until
 
 
 @pytest.mark.parametrize("ending", ["stop", "server_close"])
@@ -226,6 +226,22 @@ def test_survivor_is_waited_for_again_if_seconds_are_given(serve):
         with running(lambda: reports.append(server.stop(drain=GUARD))):
             gate.release.set()
     assert reports[0].clean and not server.clients
+
+
+def test_stop_in_a_signal_handler_that_interrupts_the_holder_of_the_lock_joins_all_threads(monkeypatch, caplog):
+    """The watcher of deadlines, and who waits for refused clients, take the server's lock in order to end."""
+    monkeypatch.setattr(stopping, "_TAIL", GUARD)
+    options = {"idle_timeout": GUARD, "max_clients": 1, "at_limit": "refuse", "limit_reply": b"full"}
+    with ThreadedTCPServer(LOOPBACK, Echo, **options) as server, connect(server) as client:
+        server.handle_request()
+        with connect(server) as refused:
+            server.handle_request()
+            assert receive(refused, 4) == b"full"
+            client.close()
+            until(lambda: not server._threads)
+            with server._threaded_state.registry.lock:
+                assert server.stop(GUARD).clean
+    assert not caplog.messages
 
 
 def test_serving_from_inside_ones_own_stop_is_an_error():

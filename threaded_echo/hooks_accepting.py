@@ -80,6 +80,8 @@ class AcceptingHooks(ServingHooks):
         """Accept and number a client; ``None`` if that has failed, or the limits refuse the client."""
         try:
             request, client_address = self.get_request()
+            if self._threaded_listeners is not None:  # a program's own get_request has it as the socket shows it
+                client_address = self._threaded_listeners.show(client_address)
             if self.ssl_context is not None:
                 request = self._threaded_wrap(request)
         except OSError as error:

@@ -296,11 +296,27 @@ class Stopping:
             if stop.background is not None and stop.background.is_over:
                 ended.append(stop.background)
         for thread in ended + self._deadlines.to_join():
-            _join_one(thread, tail)
+            self._join_one(thread, tail)
         stop.watchers = self._deadlines.to_join()
         for thread in adopted:
             if stop.patient or thread not in self._given_up:
-                _join_one(thread, stop.until())
+                self._join_one(thread, stop.until())
+
+    def _join_one(self, thread: threading.Thread, deadline: float) -> None:
+        """Join a thread.
+
+        A stop in a signal handler may have interrupted a frame that holds the server's lock, which the thread needs in
+        order to end. So if it does not, give that lock up for a while.
+        """
+        if thread is threading.current_thread() or thread.ident is None:
+            return
+        while True:
+            remaining = max(0, deadline - time.monotonic())
+            thread.join(min(remaining, _LOOK))
+            if not remaining or not thread.is_alive():
+                return
+            with self._registry.lock:
+                self._registry.changed.wait(min(remaining, _LOOK))
 
     # The followers.
 
@@ -398,8 +414,3 @@ class Stopping:
         found += [(None, thread) for thread in dict.fromkeys(others)
                   if thread.is_alive() and thread not in known and thread is not threading.current_thread()]
         return found
-
-
-def _join_one(thread: threading.Thread, deadline: float) -> None:
-    if thread is not threading.current_thread() and thread.ident is not None:
-        thread.join(max(0, deadline - time.monotonic()))

@@ -4,8 +4,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import threading
 import types
+from contextlib import ExitStack
 
 import pytest
 
@@ -28,8 +30,10 @@ def process(monkeypatch):
 
 
 @pytest.mark.parametrize(("limit", "open", "reserve", "spare"), [
-    (1024, 24, 32, 64),
-    (1024, 1024 - 32 - 10, 32, 5),
+    (1024, 24, 32, 60),
+    (1 << 20, 24, 32, 64),
+    (1024, 1024 - 32 - 100, 32, 6),
+    (1024, 1024 - 32 - 10, 32, 1),
     (1024, 1024 - 32, 32, 1),
     (1024, 1024 - 31, 32, 0),
     (1024, 1024, 32, 0),
@@ -39,7 +43,7 @@ def process(monkeypatch):
     (40, 31, 32, 0),
 ])
 def test_so_many_clients_are_let_in_before_the_next_look(process, limit, open, reserve, spare):
-    """Half of what is free above the reserve, which is a quarter of the limit at the most."""
+    """A sixteenth of what is free above the reserve, which is a quarter of the limit at the most."""
     process.limit, process.open = limit, open
     assert Reserve().spare(reserve, 0) == spare
 
@@ -83,7 +87,7 @@ def test_server_without_descriptors_to_spare_lets_nobody_in_until_there_are(serv
         client.sendall(b"x")
         assert receive(client, 1) == b"x"
         process.open = 1000
-        server.reserve_descriptors = 30  # or it would look again only after 63 more
+        server.reserve_descriptors = 30  # or it would look again only after 60 more
         with connect(server) as waiting:
             until(lambda: caplog.messages)
             client.sendall(b"y")
@@ -111,6 +115,25 @@ def test_reserve_is_looked_at_once_in_so_many_clients(serve, process, monkeypatc
     for _ in range(10):
         assert ask(server) == b"ping\n"
     assert looks == [server.fileno()] * 2
+
+
+def test_handlers_that_open_files_do_not_use_up_what_is_kept_free(serve, process, caplog):
+    """Each opens ten, and the server looks again before these are all gone."""
+    class Handler(Echo):
+        """Opens files."""
+
+        def setup(self):
+            """Open ten, beside the connection."""
+            process.open += 11
+
+    server = serve(Handler)
+    with ExitStack() as stack:
+        while not caplog.messages:
+            client = stack.enter_context(connect(server))
+            client.sendall(b"x")
+            until(lambda: caplog.messages or select.select([client], [], [], 0)[0])
+        assert process.limit - 32 < process.open < process.limit
+        process.open = 24
 
 
 def test_pause_for_want_of_descriptors_ends_with_a_stop(serve, process, monkeypatch):

@@ -396,6 +396,19 @@ def test_limit_assigned_to_a_class_is_noticed(serve):
         say_hello(second)
 
 
+def test_limit_assigned_to_a_class_between_two_periods_holds_for_the_second(serve):
+    """However many clients were allowed in without a look before."""
+    server_class = subclass()
+    server = serve(Echo, server_class)
+    assert ask(server) == b"ping\n"
+    server.shutdown()
+    server_class.max_clients = 1
+    server.start()
+    with connect(server) as first, connect(server):
+        say_hello(first)
+        until(lambda: is_held(server))
+
+
 def test_property_that_limits_nothing_is_asked_for_each_client(serve):
     """What it will return next, nothing tells."""
     limit = [None]

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from threaded_echo.accepting import descriptors, failures
 from threaded_echo.accepting.watchdog import Watchdog
 
 from ..tools import GUARD, Echo, Gate, ask, connect, receive, subclass, until, wait_until
@@ -191,6 +192,19 @@ def test_server_that_cannot_accept_for_now_is_alive():
             assert not watchdog.is_alive()
             server._threaded_state.failures.count += 1
             assert watchdog.is_alive()
+
+
+def test_server_that_keeps_its_last_descriptors_free_is_alive(monkeypatch):
+    """Clients wait for as long as its handlers need them, and systemd must not end these."""
+    monkeypatch.setattr(descriptors, "count_open", lambda listener: 1_000_000_000)
+    monkeypatch.setattr(failures, "BACK_OFF", 0.001)
+    with server_of(Echo).start() as server, connect(server):
+        watchdog, limits = watched(server), server._threaded_state.limits
+        for _ in range(3):
+            seen = limits.pauses
+            until(lambda: limits.pauses > seen)
+            assert watchdog.is_alive()
+        assert server.stats().accepted == 0
 
 
 def test_server_that_is_full_is_alive():

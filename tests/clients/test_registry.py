@@ -28,6 +28,25 @@ def test_numbers_are_given_once_in_order(serve):
             assert not server.clients, "who sees the end finds the client gone"
 
 
+def test_waiting_for_a_client_may_end_in_the_middle_of_an_add():
+    """A stop in a signal handler ends whoever waits, while the frame that it has interrupted has the lock."""
+    class Interrupted(HandlerRegistry):
+        """Has one who waits at the first look, and none at the second."""
+
+        def _arrival(self):
+            """Take it away."""
+            found, self.waiting = self.waiting, None
+            return found
+
+        waiting = None
+        arrival = property(_arrival, lambda self, value: None)
+
+    registry = Interrupted()
+    registry.waiting = threading.Condition(registry.lock)
+    assert registry.add(object(), "nowhere", Period()).number == 1
+    assert registry.waiting is None
+
+
 def test_numbers_are_never_given_twice_by_several_threads():
     """Programs with accept loops of their own may add clients from many threads at once."""
     registry = HandlerRegistry()

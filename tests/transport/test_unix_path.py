@@ -146,16 +146,20 @@ def test_socket_is_removed_if_it_is_still_ours(folder, monkeypatch):
     assert os.listdir("..") == ["inner"]
 
 
-def test_path_that_is_too_long_to_look_at_is_left_alone(folder, monkeypatch):
-    """Its name from the folder was short enough to bind to; whether somebody listens there now is not known."""
+def test_socket_whose_absolute_path_is_too_long_is_removed_from_its_folder(folder, monkeypatch):
+    """Its name from the folder was short enough to bind to. From elsewhere nobody can tell whether it is in use."""
     inner = "x" * 120
     os.mkdir(inner)
     monkeypatch.chdir(inner)
     leave_stale("here")
     with listening("here") as path:
         pass
+    monkeypatch.chdir("..")
     path.remove()
-    assert os.listdir() == ["here"]
+    assert os.listdir(inner) == ["here"]
+    monkeypatch.chdir(inner)
+    path.remove()
+    assert os.listdir() == []
 
 
 def test_socket_of_a_successor_is_not_removed(folder):

@@ -4,12 +4,13 @@ from __future__ import annotations
 import queue
 import select
 import socket
+import threading
 
 import pytest
 
 from threaded_echo.transport.waker import Waker
 
-from ..tools import GUARD, running, together
+from ..tools import GUARD, running, together, wait_until
 
 
 @pytest.fixture
@@ -63,6 +64,30 @@ def test_waker_that_is_closed_may_be_set_and_closed_again(waker):
     assert waker.fileno() == -1
     waker.set()
     waker.close()
+
+
+def test_waker_that_is_closed_in_the_middle_of_a_set_is_closed_by_that(waker):
+    """Closing waits for nothing: the thread that sets it may be one that a signal handler has interrupted."""
+    entered, release = threading.Event(), threading.Event()
+    sender = waker._sender
+
+    class Sender:
+        """Waits to be released, and closes as the real one."""
+
+        close = staticmethod(sender.close)
+
+        def send(self, data):
+            """Wait."""
+            entered.set()
+            wait_until(release)
+
+    waker._sender = Sender()
+    with running(waker.set):
+        wait_until(entered)
+        waker.close()
+        assert waker.fileno() >= 0
+        release.set()
+    assert waker.fileno() == sender.fileno() == -1
 
 
 def test_descriptor_is_not_given_away_in_the_middle_of_a_set():

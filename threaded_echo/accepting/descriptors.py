@@ -19,6 +19,9 @@ _OPEN = "/proc/self/fd"
 _MOST = 64
 """Clients that are accepted between two counts, at the most. A count takes 2 µs."""
 
+_PER_CLIENT = 16
+"""Descriptors that each client is taken to need, its handler's files and sockets among them."""
+
 _LOG_INTERVAL = 10.0  # seconds between two log lines
 
 
@@ -31,8 +34,8 @@ class Reserve:
     def spare(self, reserve: int, listener: int) -> int:
         """Return how many clients may be accepted before this is asked again; 0 if fewer than ``reserve`` are free.
 
-        At most a quarter of the limit is kept free, so that a process with a low limit serves at all. Half of what is
-        free above that is given out, as other threads open files meanwhile.
+        At most a quarter of the limit is kept free, so that a process with a low limit serves at all. The less there is
+        above that, the sooner this wants to be asked again, as handlers open files meanwhile.
         """
         limit = _limit() if reserve else None
         if limit is None:
@@ -46,7 +49,7 @@ class Reserve:
                 logger.warning("accepting no clients while fewer than %d descriptors are free (reserve_descriptors)",
                                reserve)
             return 0
-        return max(1, min(_MOST, above // 2))
+        return max(1, min(_MOST, above // _PER_CLIENT))
 
 
 def _limit() -> int | None:

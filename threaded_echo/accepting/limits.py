@@ -67,6 +67,7 @@ class Limits:
 
     def __init__(self, registry: HandlerRegistry) -> None:
         self.allowance = Allowance()  # nothing limits, for so many accepts
+        self.pauses = 0  # for want of descriptors
         self._registry = registry
         self._reserve = Reserve()
         self._spare = Allowance()  # for so many accepts there are enough descriptors
@@ -129,6 +130,7 @@ class Limits:
         else:
             found = self._reserve.spare(server.reserve_descriptors, loop.fileno())
             if found == 0:  # files are closed without a word, so that nothing else would tell
+                self.pauses += 1
                 loop.period.stopping.wait(failures.BACK_OFF)
                 loop.reopen()
                 return False

@@ -47,6 +47,7 @@ def _opens(server: Any, state: Any, loop: Loop) -> bool:
         check_listening(server)
         server._threaded_check_listeners()
         state.believe_proxies(server)
+        state.limits.look_again(server)  # they may have been assigned to the class since it has served
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         _set_timeouts(server, state, loop)
         unblock(server)

@@ -13,9 +13,9 @@ class Watchdog:
     """Tells systemd of one ``run``, for a ``with`` block. If systemd does not want to know, it has no thread.
 
     The server lives if its serving loop runs, and goes on: of the connections that wait, at least one has been accepted
-    since the last look, or accepting has failed and will be tried again. A program's hook that hangs at the door, ahead
-    of the handlers' threads, is found by that. A server that is full or suspended lives. So does one that ends, since
-    its stop is bounded.
+    since the last look, or accepting has failed or has paused for want of descriptors, and will be tried again. A
+    program's hook that hangs at the door, ahead of the handlers' threads, is found by that. A server that is full or
+    suspended lives. So does one that ends, since its stop is bounded.
     """
 
     def __init__(self, server: Any, state: Any) -> None:
@@ -23,7 +23,7 @@ class Watchdog:
         self._state = state
         self._is_stopping = False
         self._over = threading.Event()
-        self._seen: tuple[int, int] | None = None  # what had been accepted and had failed while connections waited
+        self._seen: tuple[int, int, int] | None = None  # what the door had done while connections waited
         self._interval = systemd.watchdog_interval()
         self._thread: threading.Thread | None = None
 
@@ -60,7 +60,8 @@ class Watchdog:
         if self._state.limits.holds(loop):  # whoever waits is let in when there is room
             return True
         if ready_to_accept(listeners_of(self._server)):
-            self._seen = self._state.registry.accepted, self._state.failures.count
+            state = self._state
+            self._seen = state.registry.accepted, state.failures.count, state.limits.pauses
         return self._seen is None or self._seen != before
 
     def _run(self) -> None:

@@ -114,8 +114,9 @@ class HandlerRegistry:
             self.accepted = number  # not before, or an interrupt in between leaves a client that is nowhere
             if len(live) > self.peak:
                 self.peak = len(live)
-            if self.arrival is not None:
-                self.arrival.notify_all()
+            arrival = self.arrival  # a stop in a signal handler may end the waiting between the next two lines
+            if arrival is not None:
+                arrival.notify_all()
         if period.stopping.is_set():
             client._wake()
         return client

@@ -104,8 +104,10 @@ def _is_ours(address: Any) -> bool:
 
 def plain_address(address: Any) -> Any:
     """Return an IPv4 address as such if it is one that an IPv6 socket shows as ``::ffff:192.0.2.1``."""
-    if isinstance(address, tuple) and len(address) == 4 and address[0].startswith("::ffff:") and "." in address[0]:
-        return (address[0].removeprefix("::ffff:"), address[1])
+    if isinstance(address, tuple) and len(address) == 4:
+        host = str(address[0])
+        if host.startswith("::ffff:") and "." in host:
+            return (host.removeprefix("::ffff:"), address[1])
     return address
 
 

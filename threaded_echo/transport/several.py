@@ -55,7 +55,7 @@ class Listeners:
 
     @staticmethod
     def _shorten(address: Any) -> Any:
-        return address[:2] if isinstance(address, tuple) else address
+        return address[:2] if isinstance(address, tuple) and len(address) == 4 else address
 
 
 def ready_to_accept(listeners: list[Any]) -> set[int]:

@@ -67,9 +67,14 @@ class UnixPath:
         with suppress(OSError), self._locked():  # the folder may have gone
             found = self._stat()
             # Once the socket is closed, a successor that has replaced it may be given the same inode: but that listens.
-            if found is not None and (found.st_dev, found.st_ino) == self._file and self._is_dead(self._absolute):
+            if found is not None and (found.st_dev, found.st_ino) == self._file and self._is_dead(self._shortest()):
                 os.unlink(self._absolute)
                 self._file = None
+
+    def _shortest(self) -> str | bytes:
+        """Return the path by which the socket was bound, if that still leads there: its absolute path may be too long.
+        """
+        return self._path if os.path.abspath(self._path) == self._absolute else self._absolute
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

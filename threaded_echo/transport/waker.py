@@ -16,6 +16,7 @@ class Waker:
     def __init__(self) -> None:
         # Keeps close from giving the descriptor away in the middle of a set. Re-entrant for signal handlers.
         self._lock = threading.RLock()
+        self._is_closed = False
         self._receiver, self._sender = socket.socketpair()
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
@@ -28,6 +29,8 @@ class Waker:
         """Make the descriptor readable."""
         with self._lock, suppress(OSError):  # it is full, and therefore readable; or it is closed
             self._sender.send(b"\0")
+        if self._is_closed:
+            self.close()
 
     def clear(self) -> None:
         """Make the descriptor unreadable until the next `set`."""
@@ -36,7 +39,11 @@ class Waker:
                 pass
 
     def close(self) -> None:
-        """Close both descriptors. May be called again."""
-        with self._lock:
-            self._receiver.close()
-            self._sender.close()
+        """Close both descriptors. May be called again. Waits for nothing: whoever is in the middle of a set does it."""
+        self._is_closed = True  # first: either the lock is free by then, or its holder sees this when it has let go
+        if self._lock.acquire(blocking=False):
+            try:
+                self._receiver.close()
+                self._sender.close()
+            finally:
+                self._lock.release()
