@@ -77,6 +77,8 @@ def awaits_handshake(connection: Any) -> bool:
 def shake_hands(connection: Any, seconds: float | None = None) -> TLSDetails | None:
     """Do the handshake, unless it is done already, and return what it has agreed on; ``None`` without TLS.
 
+    Several threads may use the connection from then on: see `tls_sharing`.
+
     Blocks until the client answers or goes, or until ``seconds`` for the whole of it have passed. Raises OSError if the
     handshake fails, in most cases an `ssl.SSLError`; if the time is up, a TimeoutError.
     """
@@ -85,6 +87,9 @@ def shake_hands(connection: Any, seconds: float | None = None) -> TLSDetails | N
     tls = as_tls(connection)
     if tls is None:
         return None
+    from . import tls_sharing  # which imports ssl
+
+    tls_sharing.share(tls)
     cipher = tls.cipher()
     return TLSDetails(tls.version() or "", cipher[0] if cipher else "", tls.selected_alpn_protocol(),
                       tls.getpeercert() or None)
@@ -128,7 +133,11 @@ def send_close_notify(connection: ssl.SSLSocket) -> None:
     """
     if awaits_handshake(connection):
         return
+    from .tls_sharing import SharedTLSSocket  # which imports ssl
+
     with suppress(OSError, ValueError):  # broken, closed, no room; or sent, and the peer's own has not come
+        if isinstance(connection, SharedTLSSocket):
+            return connection.send_close_notify()
         timeout = connection.gettimeout()
         connection.settimeout(0)
         try:
