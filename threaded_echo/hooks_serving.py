@@ -53,6 +53,8 @@ class ServingHooks(LeavingHooks):
             client._move("serving")
         else:
             client._begin(threading.current_thread(), "serving")
+            if type(request) is not socket.socket:  # a program may have shaken hands by itself
+                client._shook_hands(tls.shake_hands(request))
         client._announced = True
         try:
             self.client_connected(client)
@@ -144,6 +146,7 @@ class ServingHooks(LeavingHooks):
             return False
         if client is not None and client._connection.request is request:
             client._shook_hands(details)
+            client._connection.allow_sending()
         return True
 
     def client_connected(self, client: Client) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from threaded_echo import current_client
 from threaded_echo.transport import tls
 from threaded_echo.transport.tls_sharing import SharedTLSSocket, share
 
@@ -177,13 +178,34 @@ def test_unwrapped_socket_is_an_ordinary_one(pair):
     assert receive(plain[0], 5) == b"plain"
 
 
-def test_socket_that_was_shut_down_or_detached_blocks_as_it_was_set(pair):
-    """Its TLS has ended, as with any TLS socket of Python."""
-    ours, client = pair
-    ours.shutdown(socket.SHUT_WR)
-    assert socket.socket.gettimeout(ours) is None and receive_all(client) == b""
-    with socket.socket(fileno=ours.detach()) as plain:
-        assert plain.gettimeout() is None
+def test_handler_that_shuts_down_one_direction_keeps_tls_in_the_other(serve):
+    """What another thread sends then is not in the clear; nor is what the handler reads not understood."""
+    shut, release = threading.Event(), threading.Event()
+
+    class Shut(Echo):
+        """Shuts down."""
+
+        def handle(self):
+            """For the first client receiving, for the second one sending."""
+            if current_client().number == 1:
+                self.request.shutdown(socket.SHUT_RD)
+                shut.set()
+                wait_until(release)
+            else:
+                self.request.shutdown(socket.SHUT_WR)
+                received.append(receive(self.request, 5))
+
+    received = []
+    server = serve(Shut, ssl_context=server_context())
+    with connect_tls(server) as client:
+        wait_until(shut)
+        server.clients[1].send(b"secret")
+        assert receive(client, 6) == b"secret"
+        release.set()
+    with connect_tls(server) as client:
+        client.sendall(b"hello")
+        assert receive_all(client) == b""
+    assert received == [b"hello"]
 
 
 def test_shared_socket_that_is_detached_blocks_as_it_was_set(pair):
@@ -207,7 +229,7 @@ def test_tls_that_ends_in_the_middle_of_a_send_sends_nothing_in_the_clear(pair):
 
     with running(send):
         until(lambda: not ours._sending.acquire(blocking=False) or ours._sending.release())
-        ours.shutdown(socket.SHUT_RD)
+        ours._sslobj = None  # as unwrap() in another thread does
         data = bytearray()
         until(lambda: errors or data.extend(socket.socket.recv(client, 65536)))
     assert errors == ["TLS has ended in the middle of a send"] and b"secret" not in data

@@ -9,12 +9,14 @@ Guarantees:
 - One thread at a time is in OpenSSL for a connection, and none waits for the peer there: the descriptor does not block,
   and who has to wait does so outside. Whoever asks for the socket's time-out is told the one that was set.
 - What one call of ``send`` has begun is not mixed with another's: OpenSSL wants to go on with the same bytes.
-- As soon as TLS has ended, by ``unwrap`` or ``shutdown``, the socket is an ordinary one.
+- As soon as TLS has ended, by ``unwrap``, the socket is an ordinary one. ``shutdown`` does not end TLS, as Python's own
+  does: what another thread sends after a ``shutdown(SHUT_RD)`` would go out in the clear.
 
 It is imported when a handshake is done, since it imports `ssl`.
 """
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -100,12 +102,8 @@ class SharedTLSSocket(ssl.SSLSocket):
         return plain
 
     def shutdown(self, how: int) -> None:
-        """Shut down the connection, and end TLS, as `ssl.SSLSocket.shutdown`."""
-        with self._using:
-            try:
-                super().shutdown(how)
-            finally:
-                self.settimeout(self._timeout)
+        """Shut down the connection, and nothing of TLS."""
+        socket.socket.shutdown(self, how)
 
     def detach(self) -> int:
         """Give up the descriptor, which blocks or not as it was set."""
