@@ -35,14 +35,16 @@ class ServingHooks(LeavingHooks):
             if entered:
                 handle(request, client_address if client._peer is None else client.address)
         finally:
-            if closes:
-                # Refused, or a hook has raised SystemExit or an interrupt; but not what `_threaded_refuse` has closed.
-                if not entered and client.state != "gone":
+            try:
+                # Refused, or a hook has raised SystemExit or an interrupt; but not what has been sent off.
+                if closes and not entered and client.state != "gone":
                     self.shutdown_request(request)
-                if client.state != "gone":  # an override has not closed it, or not through our hooks
+            finally:
+                # An override of that has not closed it, or not through our hooks, or has raised an exception.
+                if closes and client.state != "gone":
                     self._threaded_forget(client)
-            client.thread = None
-            calling.client = before
+                client.thread = None
+                calling.client = before
 
     def _threaded_enter(self, client: Client, request: Any) -> bool:
         """Open the connection, and call `client_connected`; False if the client is refused."""
