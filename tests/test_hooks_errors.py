@@ -12,7 +12,7 @@ import pytest
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer, ThreadedUnixStreamServer
 
 from .conftest import LOOPBACK
-from .tools import Echo, ask, connect, receive_all, subclass, wait_until
+from .tools import Echo, ask, connect, receive_all, subclass, until, wait_until
 
 
 class Failing(socketserver.BaseRequestHandler):
@@ -208,3 +208,22 @@ def test_failures_of_many_clients_are_logged_up_to_the_limit_and_counted(serve, 
     assert server.stats().failed == 10
     assert caplog.text.count("its handler has failed") == logged
     assert left_out in caplog.text and ("more" in caplog.text) == bool(left_out)
+
+
+def test_shutdown_request_that_fails_for_a_refused_client_leaves_nothing(serve, monkeypatch):
+    """A client that has gone before the end of its handshake; a stop does not wait for it."""
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_type))
+
+    class Server(ThreadedTCPServer):
+        """Fails after it has closed the connection."""
+
+        def shutdown_request(self, request):
+            """Fail."""
+            request.close()
+            raise ZeroDivisionError
+
+    server = serve(Echo, Server, proxy_protocol="127.0.0.1")
+    connect(server).close()
+    until(lambda: seen and not server.clients)
+    assert server.stop().clean and server.stats().refused == 1

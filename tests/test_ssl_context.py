@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from threaded_echo import ClientHandler, EchoHandler, ThreadedTCPServer, current_client
+from threaded_echo.transport import tls
 
 from .conftest import LOOPBACK
 from .overrides import (InOwnThread, InPool, InPoolByFinishRequest, OwnAccept, OwnClose, OwnFinish, OwnShutdown,
@@ -72,6 +73,46 @@ def test_client_of_a_wrapped_connection_has_its_details(serve):
     with connect_tls(server) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x" and server.clients[1].tls.version == "TLSv1.3"
+
+
+def test_client_with_whom_get_request_has_shaken_hands_has_its_details(serve):
+    """It has accepted in its own way, before anybody else knew of the client."""
+    class Server(ThreadedTCPServer):
+        """Shakes hands at once."""
+
+        def get_request(self):
+            """Accept."""
+            request, address = super().get_request()
+            return server_context().wrap_socket(request, server_side=True), address
+
+    server = serve(Echo, Server)
+    with connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x" and server.clients[1].tls.version == "TLSv1.3"
+        server.clients[1].send(b"y")
+        assert client.recv(1) == b"y"
+
+
+def test_send_to_a_wrapped_connection_waits_for_nothing_until_the_handshake_is_done(serve):
+    """It raises; else it would take part in the handshake."""
+    class Server(ThreadedTCPServer):
+        """Wraps each connection in the handler's thread."""
+
+        def finish_request(self, request, client_address):
+            """Wrap, and leave the handshake to whoever reads first."""
+            with server_context().wrap_socket(request, server_side=True, do_handshake_on_connect=False) as secure:
+                super().finish_request(secure, client_address)
+
+    server = serve(Echo, Server)
+    with connect(server) as plain:
+        until(lambda: server.clients and tls.as_tls(server.clients[1]._connection.request))
+        with pytest.raises(ConnectionAbortedError, match="its TLS handshake is not done yet"):
+            server.clients[1].send(b"too early")
+        with wrap_tls(plain) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            server.clients[1].send(b"y")
+            assert client.recv(1) == b"y"
 
 
 @pytest.mark.parametrize("base", OVERRIDES)

@@ -35,14 +35,16 @@ class ServingHooks(LeavingHooks):
             if entered:
                 handle(request, client_address if client._peer is None else client.address)
         finally:
-            if closes:
-                # Refused, or a hook has raised SystemExit or an interrupt; but not what `_threaded_refuse` has closed.
-                if not entered and client.state != "gone":
+            try:
+                # Refused, or a hook has raised SystemExit or an interrupt; but not what has been sent off.
+                if closes and not entered and client.state != "gone":
                     self.shutdown_request(request)
-                if client.state != "gone":  # an override has not closed it, or not through our hooks
+            finally:
+                # An override of that has not closed it, or not through our hooks, or has raised an exception.
+                if closes and client.state != "gone":
                     self._threaded_forget(client)
-            client.thread = None
-            calling.client = before
+                client.thread = None
+                calling.client = before
 
     def _threaded_enter(self, client: Client, request: Any) -> bool:
         """Open the connection, and call `client_connected`; False if the client is refused."""
@@ -53,6 +55,8 @@ class ServingHooks(LeavingHooks):
             client._move("serving")
         else:
             client._begin(threading.current_thread(), "serving")
+            if type(request) is not socket.socket:  # a program may have shaken hands by itself
+                client._shook_hands(tls.shake_hands(request))
         client._announced = True
         try:
             self.client_connected(client)
@@ -144,6 +148,7 @@ class ServingHooks(LeavingHooks):
             return False
         if client is not None and client._connection.request is request:
             client._shook_hands(details)
+            client._connection.allow_sending()
         return True
 
     def client_connected(self, client: Client) -> None:

@@ -5,16 +5,17 @@ import http.server
 import signal
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from threaded_echo import ThreadedMixIn, current_client
+from threaded_echo import ClientHandler, ThreadedMixIn, ThreadedTCPServer, current_client
 
 from ..conftest import LOOPBACK
-from ..tools import GUARD, together
+from ..tools import GUARD, together, until
 from .certificates import Authority
 from .commands import command, handlers
 from .programs import next_line, program, tell
@@ -199,3 +200,34 @@ def test_renegotiation_is_refused(authority: Authority, arguments: list[str]) ->
                 assert client.wait(GUARD) != 0
             tell(other, "still here")
             read_to(other, "still here")
+
+
+def test_keys_that_are_renewed_while_another_thread_sends_break_nothing(authority: Authority) -> None:
+    """The handler receives each request for a new key in TLS 1.3 in the middle of the other thread's sends."""
+    class Silent(ClientHandler):
+        """Receives."""
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.sign("server"))
+    with ThreadedTCPServer(LOOPBACK, Silent, ssl_context=context).start() as server:
+        with program(*s_client(server.server_address, authority, "-tls1_3")) as client:
+            read_to(client, "Verification: OK")
+            until(lambda: server.clients and server.clients[1].state == "serving")
+            asked = threading.Event()
+
+            def ask() -> None:
+                """Ask for new keys."""
+                for _ in range(500):
+                    tell(client, "K")
+                tell(client, "enough")
+                asked.set()
+
+            def send() -> None:
+                """Send all the time."""
+                while not asked.is_set():
+                    server.clients[1].send(b"x" * 3000 + b"\n")
+                server.clients[1].send(b"the end\n")
+
+            tasks = [ask, send, lambda: read_to(client, "the end")]
+            together(len(tasks), lambda: tasks.pop()())
+    assert server.stats().failed == 0

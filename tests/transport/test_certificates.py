@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from threaded_echo import ThreadedMixIn
-from threaded_echo.transport import certificates
+from threaded_echo.transport import certificates, tls
 from threaded_echo.transport.certificates import server_context
 
 from ..conftest import LOOPBACK
@@ -132,7 +132,7 @@ def test_files_that_change_meanwhile_are_loaded_as_they_were_read(serve, tmp_pat
     """What was tried is what the live context gets; while that is changed, no connection is wrapped."""
     certificate, key = split(tmp_path, RENEWED)
     server = serve(Echo, ssl_context=server_context(CERTIFICATE))
-    changing, real = server._threaded_state.certificates._changing, certificates._load
+    changing, real = certificates._changing(server.ssl_context), certificates._load
     free = []
 
     def load(*arguments):
@@ -146,6 +146,31 @@ def test_files_that_change_meanwhile_are_loaded_as_they_were_read(serve, tmp_pat
     monkeypatch.setattr(certificates, "_load", load)
     server.reload_tls(certificate, key)
     assert name_of(server) == "renewed" and free == [True, False]
+
+
+def test_servers_that_share_a_context_do_not_change_it_while_the_other_wraps(serve, monkeypatch):
+    """OpenSSL, which copies the certificate without a lock, would crash."""
+    context = context_of_a_program()
+    servers = serve(Echo, ssl_context=context), serve(Echo, ssl_context=context)
+    holders = []
+
+    def holding(function):
+        def call(*arguments):
+            with ThreadPoolExecutor(1) as other:
+                if other.submit(certificates._changing(context).acquire, blocking=False).result():
+                    other.submit(certificates._changing(context).release).result()
+                else:
+                    holders.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(certificates, "_load", holding(certificates._load))
+    monkeypatch.setattr(tls, "wrap", holding(tls.wrap))
+    for server in servers:
+        server.reload_tls(RENEWED)
+        assert name_of(server) == "renewed"
+    assert holders == ["_load", "wrap"] * 2
 
 
 def test_listener_that_a_program_has_wrapped_takes_a_renewed_certificate(serve):

@@ -46,6 +46,8 @@ HEADERS = [
     (v2(0x21, 0x31, UNIX), "/run/client"),
     (v2(0x21, 0x11, IPV4 + b"\x01\0\x02h2" + b"\x04\x10\0" + bytes(4000)), ("192.0.2.1", 1234)),
     (v2(0x21, 0x11, IPV4 + b"\x01\xff\xff"), ("192.0.2.1", 1234)),  # what is more than the address is not looked at
+    (b"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:192.0.2.2 1234 80\r\n", ("192.0.2.1", 1234)),
+    (v2(0x21, 0x21, bytes(10) + b"\xff\xff" + IPV4[:4] + IPV6[16:]), ("192.0.2.1", 1234)),
     (v2(0x21, 0x00), None),
     (v2(0x21, 0x00, b"whatever"), None),
     (v2(0x20, 0x00), None),

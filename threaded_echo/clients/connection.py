@@ -52,7 +52,7 @@ class Connection:
             self._descriptor = request.fileno()
         else:
             self._descriptor = _descriptor_of(request)
-            if tls.awaits_handshake(request):
+            if not tls.share(request):
                 self._unsendable = _HANDSHAKE
 
     def fileno(self) -> int:
@@ -159,6 +159,8 @@ class Connection:
         """Take ``request`` as the connection, in place of the one that it was wrapped around."""
         with self._lock:
             if self.request is not None:
+                if not tls.share(request) and self._unsendable is None:
+                    self._unsendable = _HANDSHAKE
                 self.request = request
                 self._descriptor = _descriptor_of(request)
 

@@ -51,7 +51,6 @@ class Certificates:
     """Wraps a server's connections in TLS, and renews its certificate. *Thread safety*: any thread."""
 
     def __init__(self) -> None:
-        self._changing = threading.RLock()  # held while a context is changed, or a connection wrapped
         self.files: tuple[Path, Path | None] | None = None
         """The certificate's file and its key's (``None``: the same) that were loaded last; ``None`` if none were."""
         self.renew: Callable[[], ssl.SSLContext] | None = None
@@ -59,7 +58,7 @@ class Certificates:
 
     def wrap(self, context: ssl.SSLContext, connection: socket.socket, ragged: bool = True) -> ssl.SSLSocket:
         """As `tls.wrap`."""
-        with self._changing:
+        with _changing(context):
             return tls.wrap(context, connection, ragged)
 
     def reload(self, server: Any, certfile: Path | None = None,
@@ -83,10 +82,19 @@ class Certificates:
                 return self.files
         with _read(certfile, keyfile) as files:
             _load(_trial_of(context), *files, certfile, keyfile)
-            with self._changing:
+            with _changing(context):
                 _load(context, *files, certfile, keyfile)
                 self.files = certfile, keyfile
         return certfile, keyfile
+
+
+def _changing(context: ssl.SSLContext) -> threading.RLock:
+    """Return the lock that is held while a context is changed, or a connection wrapped by it.
+
+    It belongs to the context, which servers may share. A forked process has its own.
+    """
+    lock: threading.RLock = vars(context).setdefault(f"_threaded_changing_{os.getpid()}", threading.RLock())  # atomic
+    return lock
 
 
 def _trial_of(context: ssl.SSLContext) -> ssl.SSLContext:

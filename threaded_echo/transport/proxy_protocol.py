@@ -100,9 +100,18 @@ def parse(header: bytes) -> Any:
     elif header[13] not in _V2_FAMILIES:
         raise RefusedHeader(f"a header with an unknown family: {header[:_V2_START]!r}")
     try:
-        return ProxyProtocolDetect().unpack(header).peername
+        return _plain(ProxyProtocolDetect().unpack(header).peername)
     except Exception as error:  # ValueError, struct.error and others: whatever the package makes of wrong bytes
         raise RefusedHeader(f"a broken header: {header[:_V1_LONGEST]!r}: {error}") from error
+
+
+def _plain(address: Any) -> Any:
+    """Return an IPv4 address as such, if the proxy has met it on a socket for IPv6: ``::ffff:192.0.2.1``."""
+    if isinstance(address, tuple) and len(address) == 4:
+        mapped = IPv6Address(address[0]).ipv4_mapped  # whose text depends on the version of Python
+        if mapped is not None:
+            return str(mapped), address[1]
+    return address
 
 
 def _receive_header(connection: socket.socket, deadline: Deadline) -> bytes:

@@ -77,6 +77,8 @@ def awaits_handshake(connection: Any) -> bool:
 def shake_hands(connection: Any, seconds: float | None = None) -> TLSDetails | None:
     """Do the handshake, unless it is done already, and return what it has agreed on; ``None`` without TLS.
 
+    Several threads may use the connection from then on: see `share`.
+
     Blocks until the client answers or goes, or until ``seconds`` for the whole of it have passed. Raises OSError if the
     handshake fails, in most cases an `ssl.SSLError`; if the time is up, a TimeoutError.
     """
@@ -85,9 +87,26 @@ def shake_hands(connection: Any, seconds: float | None = None) -> TLSDetails | N
     tls = as_tls(connection)
     if tls is None:
         return None
+    share(tls)
     cipher = tls.cipher()
     return TLSDetails(tls.version() or "", cipher[0] if cipher else "", tls.selected_alpn_protocol(),
                       tls.getpeercert() or None)
+
+
+def share(connection: Any) -> bool:
+    """Let several threads use a connection, if it is TLS; False, if its handshake is to be done before that.
+
+    No other thread may use it yet: see `tls_sharing`.
+    """
+    tls = as_tls(connection)
+    if tls is None:
+        return True
+    if tls.version() is None:
+        return False
+    from . import tls_sharing  # which imports ssl
+
+    tls_sharing.share(tls)
+    return True
 
 
 def _shake_hands(connection: ssl.SSLSocket, seconds: float | None) -> None:
@@ -128,7 +147,11 @@ def send_close_notify(connection: ssl.SSLSocket) -> None:
     """
     if awaits_handshake(connection):
         return
+    from .tls_sharing import SharedTLSSocket  # which imports ssl
+
     with suppress(OSError, ValueError):  # broken, closed, no room; or sent, and the peer's own has not come
+        if isinstance(connection, SharedTLSSocket):
+            return connection.send_close_notify()
         timeout = connection.gettimeout()
         connection.settimeout(0)
         try:

@@ -1,0 +1,157 @@
+"""A TLS connection that several threads use at once: the handler receives, and others send.
+
+OpenSSL wants one thread at a time at a connection, and Python does not see to that. (3.13.6 did, and a send waited for
+the other thread's receive.) If a client asks for a new key (TLS 1.3) while one thread receives and another one sends,
+its connection breaks, or the process crashes. With a time-out, either may fail by an error that is the other's.
+
+Guarantees:
+
+- One thread at a time is in OpenSSL for a connection, and none waits for the peer there: the descriptor does not block,
+  and who has to wait does so outside. Whoever asks for the socket's time-out is told the one that was set.
+- What one call of ``send`` has begun is not mixed with another's: OpenSSL wants to go on with the same bytes.
+- As soon as TLS has ended, by ``unwrap``, the socket is an ordinary one. ``shutdown`` does not end TLS, as Python's own
+  does: what another thread sends after a ``shutdown(SHUT_RD)`` would go out in the clear.
+
+It is imported when a handshake is done, since it imports `ssl`.
+"""
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .deadline import Deadline, wait_for
+
+
+def share(connection: ssl.SSLSocket) -> None:
+    """Let several threads use a connection whose handshake is done, and which no other thread uses yet.
+
+    A class of the program's own (``sslsocket_class``) is left as it is.
+    """
+    if type(connection) is ssl.SSLSocket:
+        timeout = connection.gettimeout()
+        connection.__class__ = SharedTLSSocket
+        assert isinstance(connection, SharedTLSSocket)
+        connection._using = threading.RLock()
+        connection._sending = threading.RLock()
+        connection.settimeout(timeout)
+
+
+_RECORD = 16384
+"""Bytes in the longest TLS record. When the kernel says that it has room, it has enough for one in its usual settings.
+So a send does not have to stop in the middle of a record: if the client asked for a new key just then, OpenSSL would
+break the connection ("bad length")."""
+
+
+class SharedTLSSocket(ssl.SSLSocket):
+    """A socket that `share` has changed. The order of its locks: ``_sending``, then ``_using``."""
+
+    _sslobj: Any  # OpenSSL's part, as ssl has it; None without TLS
+    _using: threading.RLock  # held while OpenSSL does something for the connection, and by who changes its time-out
+    _sending: threading.RLock  # held during one send, which may have to wait in its middle
+    _timeout: float | None  # what was set; while it is TLS, the descriptor's own is 0
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        """Receive, as `ssl.SSLSocket.read`; ``recv``, ``recv_into`` and files end up here, too."""
+        waits = False
+        if self._timeout != 0:
+            with self._using:
+                waits = self._sslobj is not None and not self._sslobj.pending()
+        return self._do(super().read, len, buffer, waits=waits)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send, as `ssl.SSLSocket.send`; ``sendall``, ``sendfile`` and files end up here, too."""
+        if self._sslobj is None:
+            return super().send(data, flags)
+        timeout = self._timeout
+        if not self._sending.acquire(timeout=-1 if timeout is None else timeout):
+            if timeout == 0:
+                raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "another thread is sending")
+            raise TimeoutError("The write operation timed out")
+        try:
+            with memoryview(data) as view:
+                if view.nbytes > _RECORD:
+                    data = view.cast("B")[:_RECORD]
+                return int(self._do(self._send, data, flags, waits=timeout != 0, to_send=True))
+        finally:
+            self._sending.release()
+
+    def _send(self, data: Any, flags: int) -> int:
+        if self._sslobj is None:  # since this send has begun: the rest would go out in the clear
+            raise ConnectionAbortedError("TLS has ended in the middle of a send")
+        return super().send(data, flags)
+
+    def write(self, data: Any) -> int:
+        """Send, as `ssl.SSLSocket.write`."""
+        return self.send(data)
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Do nothing but what there may be left of it, as after ``verify_client_post_handshake``."""
+        self._do(super().do_handshake)
+
+    def verify_client_post_handshake(self) -> None:
+        """Ask for the client's certificate, as `ssl.SSLSocket.verify_client_post_handshake`."""
+        self._do(super().verify_client_post_handshake)
+
+    def unwrap(self) -> Any:
+        """End TLS, as `ssl.SSLSocket.unwrap`."""
+        plain = self._do(super().unwrap)
+        self.settimeout(self._timeout)
+        return plain
+
+    def shutdown(self, how: int) -> None:
+        """Shut down the connection, and nothing of TLS."""
+        socket.socket.shutdown(self, how)
+
+    def detach(self) -> int:
+        """Give up the descriptor, which blocks or not as it was set."""
+        with self._using:
+            super().settimeout(self._timeout)
+            return super().detach()
+
+    def send_close_notify(self) -> None:
+        """Say that the stream ends here, without waiting for anything. Raises what ``unwrap`` does."""
+        with self._using:
+            self._sslobj.shutdown()
+
+    def settimeout(self, value: float | None) -> None:
+        """Set the time-out, as `socket.socket.settimeout`."""
+        with self._using:
+            super().settimeout(value)
+            self._timeout = super().gettimeout()
+            if self._sslobj is not None:
+                super().settimeout(0)
+
+    def gettimeout(self) -> float | None:
+        """Return the time-out that was set."""
+        return self._timeout
+
+    timeout = property(gettimeout)
+
+    def setblocking(self, flag: bool) -> None:
+        """Set the time-out to ``None`` or 0."""
+        self.settimeout(None if flag else 0)
+
+    def getblocking(self) -> bool:
+        """Return whether the time-out is not 0."""
+        return self._timeout != 0
+
+    def _do(self, call: Callable[..., Any], *arguments: Any, waits: bool = False, to_send: bool = False) -> Any:
+        """Call a method of `ssl.SSLSocket` until OpenSSL has what it wants, and wait for that outside of it.
+
+        ``waits``: wait ahead of the first call, too, ``to_send`` or to receive.
+        """
+        timeout = self._timeout
+        deadline = Deadline(timeout)
+        while True:
+            if waits and not wait_for(self, deadline.remaining(), to_send):
+                raise TimeoutError(f"The {'write' if to_send else 'read'} operation timed out")
+            with self._using:
+                try:
+                    return call(*arguments)
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                    if timeout == 0:
+                        raise
+                    waits, to_send = True, isinstance(error, ssl.SSLWantWriteError)
