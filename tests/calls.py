@@ -67,6 +67,12 @@ def numbers(count: int) -> Iterator[int]:
     yield from range(count)
 
 
+def yield_for_ever() -> Iterator[int]:
+    """Yield as fast as possible."""
+    while True:
+        yield 1
+
+
 def numbers_and_fail(count: int) -> Iterator[int]:
     """Yield so many numbers, and raise."""
     yield from range(count)

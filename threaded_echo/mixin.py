@@ -302,7 +302,7 @@ class ThreadedMixIn(AcceptingHooks):
         return ServerState.of(self).offloads.snapshot()
 
     def offload_iter(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Iterate over what a generator function yields in a worker process, as it comes.
+        """Iterate over what a generator function yields in a worker, as it comes.
 
         ``for item in self.offload_iter(function, *args): self.send(item)``. The worker is at most four items ahead of
         the loop, so that a slow client slows it down. An exception of the function is raised here after the items that
@@ -312,8 +312,9 @@ class ThreadedMixIn(AcceptingHooks):
         with `offload`; `offload_timeout` counts for the whole iteration, and is looked at when an item is waited for.
 
         The worker, and a place under `max_offloads`, is taken until the iteration is over: do not call `offload` inside
-        the loop if there may be no other. With ``executor=None`` the function runs in the calling thread. Any other
-        executor is a TypeError. *Thread safety*: one thread at a time may use an iterator.
+        the loop if there may be no other. In `WorkerThreads` a function that does not end in time runs on, as with
+        `offload`. With ``executor=None`` it runs in the calling thread. Any other executor is a TypeError. *Thread
+        safety*: one thread at a time may use an iterator.
         """
         return ServerState.of(self).offload_iter(self, function, args, kwargs)
 

@@ -1,4 +1,4 @@
-"""Iterating over what a function yields in a worker process, or in the handler's own thread."""
+"""Iterating over what a function yields in a worker, or in the handler's own thread."""
 from __future__ import annotations
 
 import logging
@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied
+from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied, WorkerThreads
 from threaded_echo.clients.period import Period
-from threaded_echo.offloading.call import Call
 from threaded_echo.offloading import iterations, worker
-from threaded_echo.offloading.child import AHEAD, run_iteration
+from threaded_echo.offloading.call import AHEAD, Call
+from threaded_echo.offloading.child import run_iteration
 from threaded_echo.offloading.messages import CLOSE, ERROR, ITEM, ITERATE, NEXT, RESULT, Received
 from threaded_echo.offloading.worker import NotBegun, Worker, pickle_call
 
@@ -25,7 +25,7 @@ from ..conftest import LOOPBACK
 from ..tools import GUARD, Gate, ask, connect, receive, receive_all, running, until, wait_until
 from .tools import calling, channels, executor_of, pool, reset, wait_for
 
-BOTH = pytest.mark.parametrize("executor", [None, 2], ids=["inline", "workers"])
+EACH = pytest.mark.parametrize("executor", [None, 2, WorkerThreads(2)], ids=["inline", "workers", "worker threads"])
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def rows(meeting) -> type[Rows]:
 
 # What it gives.
 
-@BOTH
+@EACH
 def test_items_come_in_order_and_count_as_one_call(executor):
     """A handler and any other thread get them. Whatever can be iterated over will do."""
     class Handler(LineHandler):
@@ -81,7 +81,7 @@ def test_items_come_in_order_and_count_as_one_call(executor):
         assert (stats.offloads_running, stats.offloads_waiting, stats.offloads_failed) == (0, 0, 0)
 
 
-@BOTH
+@EACH
 def test_exception_comes_after_the_items_before_it(executor):
     """It is the function's own; the worker goes on with the next call."""
     with serving(executor) as server:
@@ -96,7 +96,7 @@ def test_exception_comes_after_the_items_before_it(executor):
         assert server.stats().offloads_failed == 2
 
 
-@BOTH
+@EACH
 def test_each_item_arrives_at_once(executor, meeting):
     """The client has it before the function goes on. Replies to earlier lines go out first."""
     with serving(executor, rows(meeting)) as server, connect(server) as client:
@@ -135,7 +135,7 @@ def test_replies_go_out_ahead_of_an_iteration(serve):
         assert receive(client, 4) == b"two\n"
 
 
-@BOTH
+@EACH
 def test_client_computes_while_its_handler_waits_for_an_item(executor, meeting):
     """In the loop's body it is served."""
     states: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -384,7 +384,7 @@ def test_iteration_that_kills_even_a_new_worker_is_not_tried_for_ever(monkeypatc
         next(iterate(workers, calls.numbers, 1))
 
 
-@BOTH
+@EACH
 def test_stop_that_forces_ends_the_iteration(executor, meeting):
     """A handler that waits for an item, or asks for the next one, gets ServerStopping."""
     handler = rows(meeting)
@@ -397,11 +397,11 @@ def test_stop_that_forces_ends_the_iteration(executor, meeting):
         with running(server.stop, 0):
             until(lambda: server._threaded_state.stopping.period.forced)
             meeting.dismiss(b"two")
-            if executor is None:
+            if executor != 2:
                 meeting.welcome()  # as it closes
                 meeting.dismiss()
         assert isinstance(handler.outcomes.get(timeout=GUARD), (ServerStopping, OSError))
-        assert server.stats().offloads_failed == 1 or executor is None
+        assert server.stats().offloads_failed == 1 or executor != 2
 
 
 def test_no_iteration_begins_after_the_stop():
@@ -544,7 +544,7 @@ def test_interrupted_wait_ends_the_worker(monkeypatch, at):
 def test_executor_of_the_programs_cannot_iterate(kind):
     """The error says which can."""
     with executor_of(kind) as executor, serving(executor) as server:
-        with pytest.raises(TypeError, match="needs a number of worker processes, or None"):
+        with pytest.raises(TypeError, match="needs a number of worker processes, WorkerThreads, or None"):
             server.offload_iter(calls.numbers, 1)
 
 
@@ -554,7 +554,7 @@ def test_function_that_is_not_a_modules_is_named():
         next(server.offload_iter(lambda: iter([])))
 
 
-@BOTH
+@EACH
 def test_iteration_keeps_its_place_until_it_is_over(executor):
     """Another call waits, and begins when the loop has ended."""
     with serving(executor, max_offloads=1) as server:
@@ -636,3 +636,20 @@ def test_handler_that_fails_in_the_loop_frees_its_worker(serve, caplog):
     with connect(server) as client:
         client.sendall(b"\n")
         assert receive_all(client) == b""
+
+
+# The deadline.
+
+@pytest.mark.parametrize("executor", [None, 1, WorkerThreads(1)], ids=["inline", "workers", "worker threads"])
+def test_time_is_up_though_the_next_item_is_there(executor):
+    """A function that is faster than its handler does not go on for ever."""
+    with serving(executor) as server:
+        server.offload(calls.square, 1)
+        server.offload_timeout = 0.02
+        with pytest.raises(TimeoutError, match="has not returned within 0.02 s"):
+            for _ in server.offload_iter(calls.yield_for_ever):
+                pass
+        server.offload_timeout = None
+        assert server.offload(calls.square, 3) == 9
+        stats = server.stats()
+        assert (stats.offloads_running, stats.offloads_done, stats.offloads_failed) == (0, 2, 1)

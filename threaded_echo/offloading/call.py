@@ -17,6 +17,11 @@ logger = logging.getLogger("threaded_echo")
 SLOW, LEFT = "slow calls", "calls that run on"
 """The kinds of records about calls, which are bounded."""
 
+AHEAD = 4
+"""The most items of an iteration that a worker has yielded and the handler has not used yet."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a worker may take to close a generator that nobody wants to go on, until it is killed or left."""
 
 WAITING, ENDED = "has not ended after", "has taken"
 """What is said of a slow call: while its caller waits, or at its end."""

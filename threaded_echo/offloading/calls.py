@@ -29,6 +29,7 @@ from ..options import OPTIONS
 from .call import NO_TERMS, Call, CallerLeft, Terms
 from .executors import iterate_in_worker, run_in_thread, run_in_worker, run_inline, submit
 from .slots import Slots
+from .thread_items import iterate_in_thread
 from .threads import WorkerThreads
 from .turns import Turn
 from .waiting import computing
@@ -86,6 +87,8 @@ class Offloads(Slots):
                 self._end(turn, False)
             if (waker := turn.waker) is not None:  # a call whose period has not been forced waits on
                 waker.set()
+            if turn.work is not None and turn.call.period.forced:
+                turn.work.give_up()
 
     def close(self) -> None:
         """As `give_up`, and end the idle workers. Calls of a period that has not been forced work afterwards."""
@@ -140,21 +143,30 @@ class Offloads(Slots):
         All else is as in `call`. Raises TypeError for an executor of the program's.
         """
         OPTIONS["executor"].check("executor", executor)
-        count = executor if isinstance(executor, int) else None
-        if count is None and executor is not None:
-            raise TypeError("offload_iter needs a number of worker processes, or None, as the server's executor: "
-                            f"{type(executor).__name__} returns a result, and no items before it")
+        if executor is not None and not isinstance(executor, (int, WorkerThreads)):
+            raise TypeError("offload_iter needs a number of worker processes, WorkerThreads, or None, as the server's "
+                            f"executor: {type(executor).__name__} returns a result, and no items before it")
         call = Call(period, client, function, args, kwargs, unpinned, terms)
-        return self._iterate(Turn(call, min(filter(None, (limit, count)), default=None), limit, refuse,
-                                  getattr(self._calling, "is_inside", False)), count)
+        is_inside = getattr(self._calling, "is_inside", False)
+        count = executor.count if isinstance(executor, WorkerThreads) else executor
+        turn = Turn(call, min(filter(None, (limit, count)), default=None), limit, refuse, is_inside)
+        if isinstance(executor, int):
+            items = self._items_of_worker(turn, executor)
+        elif executor is None or is_inside:
+            items = self._items_here(turn)
+        else:
+            items = self._items_of_thread(turn, executor)
+        return self._iterate(turn, items)
 
-    def _iterate(self, turn: Turn, count: int | None) -> Iterator[Any]:
+    def _iterate(self, turn: Turn, items: Generator[Any, None, None]) -> Iterator[Any]:
         succeeded, client = False, turn.call.client
         try:
-            items = self._items_here(turn) if count is None else self._items_of_worker(turn, count)
             with closing(items):
                 while True:
                     with computing(client):
+                        if turn.call.period.forced:
+                            raise ServerStopping("the server has ended this call as it stopped")
+                        turn.call.check()  # here, too, as the next item may be there already
                         try:
                             item = next(items)
                         except StopIteration:
@@ -174,8 +186,6 @@ class Offloads(Slots):
         items = self._run_here(turn, lambda: iter(run_inline(turn.call)))
         try:
             while True:
-                if turn.call.period.forced:
-                    raise ServerStopping("the server has ended this call as it stopped")
                 try:
                     item = self._run_here(turn, lambda: next(items))
                 except StopIteration:
@@ -184,6 +194,12 @@ class Offloads(Slots):
                 del item
         finally:
             self._run_here(turn, getattr(items, "close", bool))
+
+    def _items_of_thread(self, turn: Turn, threads: WorkerThreads) -> Generator[Any, None, None]:
+        self._wait_for_slot(turn)
+        self._use(threads, turn.call.unpinned)
+        self._have_waker(turn)
+        yield from iterate_in_thread(turn, threads, partial(self._run_here, turn), partial(self._end, turn, False))
 
     def _items_of_worker(self, turn: Turn, count: int) -> Generator[Any, None, None]:
         workers = self._find_workers()

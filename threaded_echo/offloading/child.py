@@ -21,12 +21,10 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
+from .call import AHEAD
 from .channel import Channel, open_end
 from .messages import CALL, CLOSE, ERROR, INITIALIZE, ITEM, ITERATE, NEXT, READY, RESULT, Message, Received
 from .wire import Disconnected
-
-AHEAD = 4
-"""The most items of an iteration that a worker has sent and the handler has not used yet."""
 
 NICENESS = 10
 """How much a worker lowers its priority: the server's replies go first, and the workers use what is left."""

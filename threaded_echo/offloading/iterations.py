@@ -13,17 +13,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..clients.client import Client
 from ..errors import ServerStopping
-from .call import Call, CallerLeft
+from .call import CLOSE_TIMEOUT, Call, CallerLeft
 from .messages import CLOSE, ITEM, NEXT, Message
 from .wire import Disconnected
 from .worker import Worker
 
 logger = logging.getLogger("threaded_echo")
-
-CLOSE_TIMEOUT = 5.0
-"""Seconds that a worker may take to close a generator that nobody wants to go on, until it is killed."""
 
 
 def iterate(worker: Worker, call: Message, caller: Call) -> Iterator[Any]:
@@ -47,16 +43,16 @@ def iterate(worker: Worker, call: Message, caller: Call) -> Iterator[Any]:
             reply = worker.ask(NEXT, caller)
     except CallerLeft as left:
         is_connected = left.is_connected
-        if caller.is_late():
-            worker.end()
     finally:
-        if not is_over and worker.is_alive():
-            close(worker, caller.client)
+        if not is_over and caller.is_late():
+            worker.end()
+        elif not is_over and worker.is_alive():
+            close(worker, caller)
     caller.check(is_connected)
     raise ServerStopping("the server has ended this call as it stopped")
 
 
-def close(worker: Worker, client: Client | None) -> None:
+def close(worker: Worker, caller: Call) -> None:
     """Have a worker close its generator, and wait for that; kill it if that takes longer than CLOSE_TIMEOUT."""
     deadline = time.monotonic() + CLOSE_TIMEOUT
     try:
@@ -74,5 +70,4 @@ def close(worker: Worker, client: Client | None) -> None:
         with reply:
             worker.open(reply)
     except Exception as error:  # the function's own
-        logger.warning("%s: what an iteration raised after it was left: %s",
-                       f"client {client.number}" if client else "a call of the program's own", error, exc_info=error)
+        logger.warning("%s: what an iteration raised after it was left: %s", caller.who, error, exc_info=error)

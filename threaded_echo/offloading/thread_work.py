@@ -132,7 +132,14 @@ class ThreadCall:
         """Return whether its handler waits no longer, but it runs."""
         return self._ended.locked() and not self.is_done
 
+    def give_up(self) -> None:
+        """Be told that a stop has given the call up. A function that runs cannot be ended."""
+
     # For the handler's thread.
+
+    def is_taken(self) -> bool:
+        """Return whether a thread has taken the call up."""
+        return self._taken.locked()
 
     def leave(self, when_over: Callable[[], None]) -> bool:
         """Wait no longer: cancel the call, or have ``when_over`` called in its thread at its end.
