@@ -22,6 +22,10 @@ multiprocessing.resource_tracker.ensure_running()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# As all that nohup starts ignores SIGHUP.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 def open_descriptors() -> set[str]:
     """Name what the process has open, by descriptor; empty where the platform cannot tell."""

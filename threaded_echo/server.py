@@ -11,7 +11,7 @@ from . import options
 from .compatibility import NonDataProperty
 from .handlers import EchoHandler
 from .mixin import ThreadedMixIn
-from .transport.listeners import Place, errors_name, place_of, places_of
+from .transport.listeners import Place, check_address, errors_name, place_of, places_of
 from .transport.several import Listeners, addresses_of, bind_all, check_given, is_dual_stack, listeners_of
 from .transport.unix_path import UnixPath, has_no_file
 
@@ -130,6 +130,9 @@ class ThreadedTCPServer(_Concrete, ThreadedMixIn, _TCPListening, socketserver.Th
             raise ValueError("server_address must not be an empty list")
         owner = next(cls for cls in type(self).__mro__ if "address_family" in vars(cls))
         if owner.__module__ == "socketserver":
+            if bind_and_activate:  # else it need not be an address: the program's own socket has one already
+                for address in addresses:
+                    check_address(address)
             places = places_of(addresses) if len(addresses) > 1 else [place_of(addresses[0])]
             self.address_family = places[0].family
         else:

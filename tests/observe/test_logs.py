@@ -1,12 +1,14 @@
 """How much one client, or one kind of error, may log."""
 from __future__ import annotations
 
+import importlib
 import logging
 
 import pytest
 
 from threaded_echo import EchoHandler
-from threaded_echo.observe.logs import BoundedLog, LogLimit, printable
+from threaded_echo.observe import logs
+from threaded_echo.observe.logs import NOTICE, BoundedLog, LogLimit, printable
 
 from ..tools import ask, connect, receive, together
 
@@ -129,3 +131,18 @@ def test_no_limit_logs_all(serve, caplog):
 def test_line_end_cannot_forge_a_record():
     """It is escaped, as all that is not printable."""
     assert printable("a\nclient 2: b\x1b") == "a\\nclient 2: b\\x1b"
+
+
+def test_level_of_what_a_server_tells_has_a_name():
+    """A format with ``%(levelname)s`` shows no "Level 25"."""
+    assert logging.getLevelName(NOTICE) == "NOTICE"
+
+
+def test_level_that_the_program_has_named_keeps_its_name():
+    """Levels are the whole process's."""
+    logging.addLevelName(NOTICE, "SUCCESS")
+    try:
+        importlib.reload(logs)
+        assert logging.getLevelName(NOTICE) == "SUCCESS"
+    finally:
+        logging.addLevelName(NOTICE, "NOTICE")

@@ -218,3 +218,14 @@ def test_method_of_a_program_wins():
 
     with Server(LOOPBACK, Echo) as server:
         assert server.reload_tls() == "its own"
+
+
+def test_file_without_its_key_or_certificate_is_an_error_that_says_so(tmp_path):
+    """OpenSSL says "PEM lib" of all of these."""
+    certificate, key = split(tmp_path)
+    for files, expected in (((certificate,), "there is no private key in it: name the key's file, too"),
+                            ((certificate, certificate), "there is no private key in the key's file"),
+                            ((key,), "there is no certificate in PEM in it"),
+                            ((key, key), "there is no certificate in PEM in it")):
+        with pytest.raises(ssl.SSLError, match=rf"cannot load .*: {expected}$"):
+            server_context(*files)

@@ -227,3 +227,19 @@ def test_name_of_an_address_that_may_not_be_tried_is_listened_on(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **keywords: [
         (None, None, None, None, (host, 80)) for host in ("127.0.0.1", "127.0.0.2")])
     assert resolve_name("name", 80) == [("127.0.0.1", 80), ("127.0.0.2", 80)]
+
+
+@pytest.mark.parametrize("address", [
+    "127.0.0.1:0", ("127.0.0.1", "0"), ("127.0.0.1",), (("127.0.0.1", 0), ("::1", 0)), (None, 0),
+    ["127.0.0.1", 0], [("127.0.0.1", 0), "/run/echo"],
+])
+def test_address_of_a_wrong_type_is_an_error_that_says_what_it_is_to_be(address):
+    """Python's own error would speak of `bind`, and of no option."""
+    with pytest.raises(TypeError, match=r"server_address must be \(host, port\), a str and an int, or a list of such"):
+        ThreadedTCPServer(address, Echo)
+
+
+def test_address_that_is_not_bound_is_not_checked():
+    """A program that has a socket of its own may give anything."""
+    with ThreadedTCPServer("mine", Echo, bind_and_activate=False) as server:
+        assert server.server_address == "mine"

@@ -15,6 +15,9 @@ from typing import Any
 NOTICE = logging.INFO + 5
 """The level for normal but significant events, as in syslog: a server listens, stops, and has stopped."""
 
+if logging.getLevelName(NOTICE) == f"Level {NOTICE}":  # else the program has a name of its own for it
+    logging.addLevelName(NOTICE, "NOTICE")
+
 WINDOW = 10.0
 """Seconds for which a limit counts."""
 

@@ -140,9 +140,26 @@ def _load(context: ssl.SSLContext, copy: str, key_copy: str | None, certfile: Pa
     try:
         context.load_cert_chain(copy, key_copy, _refuse)
     except ssl.SSLError as error:
-        raise ssl.SSLError(error.errno, f"cannot load {names}: {_reason(error)}") from error
+        reason = _missing(copy, key_copy) or _reason(error)
+        raise ssl.SSLError(error.errno, f"cannot load {names}: {reason}") from error
     except _Encrypted:
         raise ssl.SSLError(0, f"cannot load {names}: the key is encrypted, and nobody is there to ask") from None
+
+
+def _missing(copy: str, key_copy: str | None) -> str | None:
+    """Say what is not in the files; OpenSSL says "PEM lib" of all that. ``None`` if it is something else."""
+    with open(copy, "rb") as file:
+        certificate = file.read()
+    key = certificate
+    if key_copy is not None:
+        with open(key_copy, "rb") as file:
+            key = file.read()
+    if b"-----BEGIN " not in certificate or b"CERTIFICATE-----" not in certificate:
+        return "there is no certificate in PEM in it"
+    if b"PRIVATE KEY-----" not in key:
+        return "there is no private key in it: name the key's file, too" if key_copy is None else \
+               "there is no private key in the key's file"
+    return None
 
 
 class _Encrypted(Exception):

@@ -41,6 +41,14 @@ def resolve_ipv6(address: Any) -> Any:
     return found[0][4] if len(address) == 2 else address
 
 
+def check_address(address: Any) -> None:
+    """Raise TypeError unless an address is ``(host, port)``: the error of `bind` would not say what is wrong."""
+    if not (isinstance(address, tuple) and len(address) >= 2 and isinstance(address[0], (str, bytes, bytearray))
+            and hasattr(address[1], "__index__")):
+        raise TypeError("server_address must be (host, port), a str and an int, or a list of such addresses: "
+                        f"not {address!r}")
+
+
 class Place(NamedTuple):
     """One address to listen on, as a socket is to be made for it."""
 
