@@ -19,7 +19,7 @@ from .peers import PEERS
 
 BENCHMARKS = {
     "connections": loads.connections, "pingpong": loads.pingpong, "lines": loads.lines, "many": standing.many,
-    "idle": standing.idle, "cost": loads.cost, "offload": computing.offload,
+    "idle": standing.idle, "cost": loads.cost, "options": loads.options, "offload": computing.offload,
     "calls": worker_calls.calls, "sharing": worker_calls.sharing,
 }
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from .measure import C_SERVER, Step, Table, Where, one
-from .peers import SAME_BUFFER
+from .peers import OPTIONS, SAME_BUFFER
 
 COLUMNS = ("switches_a_round", "p50_us", "p99_us", "load_cpu")
 
@@ -32,6 +32,14 @@ def lines(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[S
     return table, [one(table, f"{clients} clients, {count} line{'s' * (count > 1)} of {size} B", peer, "lines",
                        ("pingpong", clients, seconds, size * count, count), where)
                    for clients, count, size in loads for peer in wanted]
+
+
+def options(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:
+    """What options cost that no client runs into: connections, 8 at a time, and ping-pong of 64 clients."""
+    table = Table("options", "Options", "per_second", "a second", COLUMNS)
+    loads = {"connections, 8 at a time": ("connect", 8, seconds, 64), "64 clients, 64 B": ("pingpong", 64, seconds, 64)}
+    return table, [one(table, load, "threaded_echo", name, arguments, where, name)
+                   for load, arguments in loads.items() for name in OPTIONS]
 
 
 def cost(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:

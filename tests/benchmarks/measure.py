@@ -225,11 +225,13 @@ Step = Callable[[], None]
 """One server under one load, once."""
 
 
-def one(table: Table, name: str, peer: str, body: str, arguments: tuple[object, ...], where: Where) -> Step:
-    """Make the step that puts a peer under a load, and adds the figures to a table."""
+def one(table: Table, name: str, peer: str, body: str, arguments: tuple[object, ...], where: Where,
+        shown: str = "") -> Step:
+    """Make the step that puts a peer under a load, and adds the figures to a table, in the row ``shown`` or the peer's.
+    """
     def step() -> None:
         with server(peer, body, where) as served:
             figures = load(served.port, *arguments)
         figures["switches_a_round"] = served.switches / max(1, figures["rounds"])
-        table.row(where.named(name), peer).add(figures)
+        table.row(where.named(name), shown or peer).add(figures)
     return step

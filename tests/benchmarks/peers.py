@@ -22,6 +22,15 @@ CHUNK = 16384
 ONE_CPU, SAME_BUFFER = "threaded_echo, one processor", "stock, same buffer"
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "no options": {},
+    "limits": {"max_clients": 10_000, "at_limit": "refuse", "max_clients_per_host": 10_000},
+    "deadlines": {"idle_timeout": 60.0, "lifetime": 3600.0, "send_timeout": 30.0},
+    "no reserve, no keep-alive": {"reserve_descriptors": 0, "keepalive": None},
+}
+"""Options whose cost is compared; the name of one is a BODY, too: echo, with those options."""
+
+
 class Echo(socketserver.BaseRequestHandler):
     """The same with a buffer as large as `ClientHandler`'s: the body that stock and this package share in `cost`."""
 
@@ -92,7 +101,8 @@ def same_buffer(body: str) -> None:
 
 def ours(body: str, **options: Any) -> None:
     """Serve with this package."""
-    server = ThreadedTCPServer(ADDRESS, {"echo": EchoOurs, "lines": LinesOurs}.get(body, Echo), **options)
+    handlers = {"echo": EchoOurs, "lines": LinesOurs, **dict.fromkeys(OPTIONS, EchoOurs)}
+    server = ThreadedTCPServer(ADDRESS, handlers.get(body, Echo), **options, **OPTIONS.get(body, {}))
     if body == "watched":
         threading.Thread(target=watch, args=[server], daemon=True).start()
     announce(server.server_address[1])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ..benchmarks.measure import Where
+from ..benchmarks.peers import OPTIONS
 from ..benchmarks.standing import program
 from ..benchmarks.standing_server import BARE
 from ..benchmarks.worker_calls import MEGABYTES
@@ -41,6 +42,14 @@ def test_benchmark_prints_and_keeps_its_figures(tmp_path, names):
         # Not of each: a busy machine may leave one of them no time for a single round.
         assert any(figure["per_second"][0] > 0 and figure["switches_a_round"][0] > 0 for figure in figures)
         assert table["title"] in printed
+
+
+def test_benchmark_of_options_has_a_row_for_each(tmp_path):
+    """Each is compared with none."""
+    run(tmp_path, "options")
+    rows = json.loads((tmp_path / "options.json").read_text())["rows"]
+    assert {row["peer"] for row in rows} == set(OPTIONS) and len(rows) == 2 * len(OPTIONS)
+    assert all(row["figures"]["errors"] == [0] for row in rows)
 
 
 def test_benchmark_of_several_places_has_rows_for_each(tmp_path):
