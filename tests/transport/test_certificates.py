@@ -218,3 +218,10 @@ def test_method_of_a_program_wins():
 
     with Server(LOOPBACK, Echo) as server:
         assert server.reload_tls() == "its own"
+
+
+def test_file_without_a_key_is_told_in_plain_words(tmp_path):
+    """OpenSSL has none for it; somebody has left out the key's own file."""
+    certificate, _ = split(tmp_path)
+    with pytest.raises(ssl.SSLError, match="cannot load .*certificate.pem: a certificate or its private key is not"):
+        server_context(certificate)

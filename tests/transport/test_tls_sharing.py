@@ -209,9 +209,11 @@ def test_handler_that_shuts_down_one_direction_keeps_tls_in_the_other(serve):
 
 
 def test_shared_socket_that_is_detached_blocks_as_it_was_set(pair):
-    """Whoever takes the descriptor knows nothing of all this."""
+    """Whoever takes the descriptor knows nothing of all this. Another thread's send fails."""
     with socket.socket(fileno=pair[0].detach()) as plain:
         assert plain.gettimeout() is None and plain.getblocking()
+        with pytest.raises(ssl.SSLError):
+            pair[0].send(b"x")
 
 
 def test_tls_that_ends_in_the_middle_of_a_send_sends_nothing_in_the_clear(pair):
