@@ -16,6 +16,8 @@ It is imported when a handshake is done, since it imports `ssl`.
 """
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import ssl
 import threading
@@ -69,7 +71,7 @@ class SharedTLSSocket(ssl.SSLSocket):
         if self._sslobj is None:
             return super().send(data, flags)
         timeout = self._timeout
-        if not self._sending.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._sending.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             if timeout == 0:
                 raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "another thread is sending")
             raise TimeoutError("The write operation timed out")
@@ -120,7 +122,13 @@ class SharedTLSSocket(ssl.SSLSocket):
     def send_close_notify(self) -> None:
         """Say that the stream ends here, without waiting for anything. Raises what ``unwrap`` does."""
         with self._using:
+            self._check_attached()
             self._sslobj.shutdown()
+
+    def _check_attached(self) -> None:
+        """Raise OSError if the descriptor is closed or given up: OpenSSL would still use it, whosever it is by now."""
+        if self.fileno() < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def settimeout(self, value: float | None) -> None:
         """Set the time-out, as `socket.socket.settimeout`."""
@@ -153,11 +161,11 @@ class SharedTLSSocket(ssl.SSLSocket):
         timeout = self._timeout
         deadline = Deadline(timeout) if timeout else None
         while True:
-            # If it has been closed or detached meanwhile, the call raises what it does then.
             if waits and self.fileno() >= 0:
                 if not wait_for(self, None if deadline is None else deadline.remaining(), to_send):
                     raise TimeoutError(f"The {'write' if to_send else 'read'} operation timed out")
             with self._using:
+                self._check_attached()
                 try:
                     return call(*arguments)
                 except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
