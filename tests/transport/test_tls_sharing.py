@@ -205,13 +205,21 @@ def test_handler_that_shuts_down_one_direction_keeps_tls_in_the_other(serve):
     with connect_tls(server) as client:
         client.sendall(b"hello")
         assert receive_all(client) == b""
-    assert received == [b"hello"]
+        until(lambda: received == [b"hello"])
 
 
 def test_shared_socket_that_is_detached_blocks_as_it_was_set(pair):
-    """Whoever takes the descriptor knows nothing of all this."""
-    with socket.socket(fileno=pair[0].detach()) as plain:
+    """Whoever takes the descriptor knows nothing of all this. What others send does not go there, nor a goodbye."""
+    ours, client = pair
+    ours.sendall(b"x")
+    assert client.recv(1) == b"x"
+    with socket.socket(fileno=ours.detach()) as plain:
         assert plain.gettimeout() is None and plain.getblocking()
+        for call in (lambda: ours.send(b"x"), lambda: ours.read(1), ours.send_close_notify):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                call()
+        plain.shutdown(socket.SHUT_WR)
+        assert socket.socket.recv(client, 1000) == b""
 
 
 def test_tls_that_ends_in_the_middle_of_a_send_sends_nothing_in_the_clear(pair):

@@ -16,10 +16,12 @@ It is imported when a handshake is done, since it imports `ssl`.
 """
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .deadline import Deadline, wait_for
@@ -40,9 +42,11 @@ def share(connection: ssl.SSLSocket) -> None:
 
 
 _RECORD = 16384
-"""Bytes in the longest TLS record. When the kernel says that it has room, it has enough for one in its usual settings.
+"""Bytes in the longest TLS record. When the kernel says that it has room, it has enough for two in its usual settings.
 So a send does not have to stop in the middle of a record: if the client asked for a new key just then, OpenSSL would
 break the connection ("bad length")."""
+
+_OVERHEAD = 1024  # bytes that the kernel needs for each send besides its data, at most
 
 
 class SharedTLSSocket(ssl.SSLSocket):
@@ -51,6 +55,7 @@ class SharedTLSSocket(ssl.SSLSocket):
     _sslobj: Any  # OpenSSL's part, as ssl has it; None without TLS
     _using: threading.RLock  # held while OpenSSL does something for the connection, and by who changes its time-out
     _sending: threading.RLock  # held during one send, which may have to wait in its middle
+    _room = 0  # bytes that may be sent before the kernel is asked again whether it has room; guarded by _sending
     _timeout: float | None  # what was set; while it is TLS, the descriptor's own is 0
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
@@ -59,22 +64,25 @@ class SharedTLSSocket(ssl.SSLSocket):
         if self._timeout != 0:
             with self._using:
                 waits = self._sslobj is not None and not self._sslobj.pending()
-        return self._do(super().read, len, buffer, waits=waits)
+        return self._do(super().read, (len, buffer), waits)
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Send, as `ssl.SSLSocket.send`; ``sendall``, ``sendfile`` and files end up here, too."""
         if self._sslobj is None:
             return super().send(data, flags)
         timeout = self._timeout
-        if not self._sending.acquire(timeout=-1 if timeout is None else timeout):
+        if not self._sending.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             if timeout == 0:
                 raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "another thread is sending")
             raise TimeoutError("The write operation timed out")
         try:
-            with memoryview(data) as view:
-                if view.nbytes > _RECORD:
-                    data = view.cast("B")[:_RECORD]
-                return int(self._do(self._send, data, flags, waits=timeout != 0, to_send=True))
+            if type(data) is not bytes or len(data) > _RECORD:
+                data = memoryview(data).cast("B")[:_RECORD]
+            self._room -= len(data) + _OVERHEAD
+            asks = self._room < 0
+            if asks:
+                self._room = _RECORD
+            return int(self._do(self._send, (data, flags), asks and timeout != 0, True))
         finally:
             self._sending.release()
 
@@ -114,7 +122,13 @@ class SharedTLSSocket(ssl.SSLSocket):
     def send_close_notify(self) -> None:
         """Say that the stream ends here, without waiting for anything. Raises what ``unwrap`` does."""
         with self._using:
+            self._check_attached()
             self._sslobj.shutdown()
+
+    def _check_attached(self) -> None:
+        """Raise OSError if the descriptor is closed or given up: OpenSSL would still use it, whosever it is by now."""
+        if self.fileno() < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def settimeout(self, value: float | None) -> None:
         """Set the time-out, as `socket.socket.settimeout`."""
@@ -138,17 +152,20 @@ class SharedTLSSocket(ssl.SSLSocket):
         """Return whether the time-out is not 0."""
         return self._timeout != 0
 
-    def _do(self, call: Callable[..., Any], *arguments: Any, waits: bool = False, to_send: bool = False) -> Any:
+    def _do(self, call: Callable[..., Any], arguments: Sequence[Any] = (), waits: bool = False,
+            to_send: bool = False) -> Any:
         """Call a method of `ssl.SSLSocket` until OpenSSL has what it wants, and wait for that outside of it.
 
         ``waits``: wait ahead of the first call, too, ``to_send`` or to receive.
         """
         timeout = self._timeout
-        deadline = Deadline(timeout)
+        deadline = Deadline(timeout) if timeout else None
         while True:
-            if waits and not wait_for(self, deadline.remaining(), to_send):
-                raise TimeoutError(f"The {'write' if to_send else 'read'} operation timed out")
+            if waits and self.fileno() >= 0:
+                if not wait_for(self, None if deadline is None else deadline.remaining(), to_send):
+                    raise TimeoutError(f"The {'write' if to_send else 'read'} operation timed out")
             with self._using:
+                self._check_attached()
                 try:
                     return call(*arguments)
                 except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
