@@ -19,6 +19,7 @@ import pytest
 from threaded_echo import ClientHandler, ThreadedMixIn
 from threaded_echo.options import OPTIONS
 
+from .system.attacks import ATTACKS
 from .tools import GUARD, LOOPBACK, ask, connect, receive
 
 CHECKOUT = Path(__file__).parents[1]
@@ -146,3 +147,13 @@ def test_member_that_is_named_exists(serve, owner, name):
 
     ask(serve(Handler), b"")
     assert seen == [True]
+
+
+def test_table_of_attacks_has_each_that_is_tested():
+    """An attack that is added is told, and one that is told is there."""
+    table = README.partition("Hostile and failing clients")[2].partition("\nLimits, and when")[0]
+    rows = re.findall(r"^([^=\s].*?)  +\S.*$", table.split("====\n")[-2], re.MULTILINE)
+    assert sorted(row for row in rows if "(``" not in row) == sorted(ATTACKS)
+    for row in rows:
+        for pattern in re.findall(r"``(test_\S+)``", row):
+            assert list((CHECKOUT / "tests").rglob(pattern)), row
