@@ -4,6 +4,7 @@ from __future__ import annotations
 import signal
 import ssl
 import subprocess
+import sys
 
 import pytest
 
@@ -101,3 +102,10 @@ def test_key_or_authority_without_a_certificate_is_wrong_usage(capsys, argument)
     with pytest.raises(SystemExit) as raised:
         run([argument, "file"])
     assert raised.value.code == 2 and f"argument {argument}: needs --tls-cert" in capsys.readouterr().err
+
+
+def test_python_without_tls_is_told(capsys, monkeypatch):
+    """It was built without OpenSSL, and needs none for anything else."""
+    monkeypatch.setitem(sys.modules, "ssl", None)
+    assert run(["--port", "0", "--tls-cert", str(CERTIFICATE)]) == (cli.FAILED, [])
+    assert capsys.readouterr().err.startswith("threaded_echo: this Python has no TLS: ")

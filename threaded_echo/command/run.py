@@ -95,6 +95,8 @@ def _make_server(options: argparse.Namespace, handler: type) -> Any:  # a _Serve
     renew = partial(certificates.server_context, options.tls_cert, options.tls_key, options.tls_ca)
     try:
         settings["ssl_context"] = renew()
+    except ImportError as error:  # Python was built without OpenSSL
+        raise Failed(f"this Python has no TLS: {error}") from error
     except OSError as error:
         raise Failed(f"cannot load {error.filename}: {error.strerror}" if error.filename else str(error)) from error
     server = _listen(options, handler, settings)
