@@ -45,6 +45,7 @@ def test_client_goes_on_after_a_signal_and_no_other_is_accepted(events, number):
             client.sendall(b"x")
             assert receive(client, 1) == b"x"
             send(number)
+            until(lambda: server.fileno() < 0)
             until(lambda: is_refused(server))  # the socket is closed a moment after it says so
             client.sendall(b"still here")
             assert receive(client, 10) == b"still here"
