@@ -5,11 +5,13 @@ import logging
 import signal
 import socket
 import socketserver
+import threading
 
 import pytest
 
 from threaded_echo import ThreadedMixIn, ThreadedTCPServer
 from threaded_echo.accepting import running
+from threaded_echo.accepting.loop import Loops
 from threaded_echo.hooks_accepting import AcceptingHooks
 
 from ..conftest import LOOPBACK
@@ -66,6 +68,22 @@ def test_handler_of_a_datagram_still_replies_after_a_signal(events):
             assert client.recv(10) == b"reply"
 
     run(server, script)
+
+
+def test_loop_that_has_not_begun_when_the_server_lingers_does_not_begin(monkeypatch):
+    """The signal came before the background thread was that far: it would go on accepting."""
+    ended, end_accepting = threading.Event(), Loops.end_accepting
+
+    def serve_forever(server):
+        wait_until(ended)
+        ThreadedTCPServer.serve_forever(server)
+
+    monkeypatch.setattr(running, "_RETURN", GUARD)
+    monkeypatch.setattr(Loops, "end_accepting", lambda loops: (end_accepting(loops), ended.set()))
+    server = server_of(Echo, subclass(serve_forever=serve_forever), linger_timeout=300)
+    with connect(server):
+        assert server.run(0).clean
+    assert server.stats().accepted == 0
 
 
 def test_server_without_clients_does_not_linger(events):
