@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
+import socketserver
+import threading
 
 import pytest
 
-from threaded_echo import ThreadedTCPServer
+from threaded_echo import ThreadedMixIn, ThreadedTCPServer
 from threaded_echo.accepting import running
+from threaded_echo.accepting.loop import Loops
 from threaded_echo.hooks_accepting import AcceptingHooks
 
 from ..conftest import LOOPBACK
@@ -55,6 +59,41 @@ def test_client_goes_on_after_a_signal_and_no_other_is_accepted(events, number):
     assert (report.drained, report.forced, report.clean) == (0, 0, True)
     assert server.stats().finished == 1
     assert events() == ["lingering: 1 client live", "stopping: 0 clients live"]
+
+
+def test_handler_of_a_datagram_still_replies_after_a_signal(events):
+    """There it is the listening socket through which it does that."""
+    gate = Gate(lambda handler: handler.request[1].sendto(b"reply", handler.client_address))
+    server_class = type("Server", (ThreadedMixIn, socketserver.ThreadingUDPServer), {"linger_timeout": 300})
+    server = server_class(LOOPBACK, gate.handler)
+
+    def script():
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(GUARD)
+            client.sendto(b"x", server.server_address)
+            wait_until(gate.entered)
+            send(signal.SIGTERM)
+            until(lambda: "lingering: 1 client live" in events())
+            gate.release.set()
+            assert client.recv(10) == b"reply"
+
+    run(server, script)
+
+
+def test_loop_that_has_not_begun_when_the_server_lingers_does_not_begin(monkeypatch):
+    """The signal came before the background thread was that far: it would go on accepting."""
+    ended, end_accepting = threading.Event(), Loops.end_accepting
+
+    def serve_forever(server):
+        wait_until(ended)
+        ThreadedTCPServer.serve_forever(server)
+
+    monkeypatch.setattr(running, "_RETURN", GUARD)
+    monkeypatch.setattr(Loops, "end_accepting", lambda loops: (end_accepting(loops), ended.set()))
+    server = server_of(Echo, subclass(serve_forever=serve_forever), linger_timeout=300)
+    with connect(server):
+        assert server.run(0).clean
+    assert server.stats().accepted == 0
 
 
 def test_server_without_clients_does_not_linger(events):

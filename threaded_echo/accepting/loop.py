@@ -274,8 +274,9 @@ class Loops:
                 self.stop_locked()
 
     def end_accepting(self) -> None:
-        """End every loop's waiting, ahead of a stop."""
+        """End every loop's waiting, ahead of a stop; that of one that is about to begin, too."""
         with self._registry.lock:
+            self.ends_next = self.ends_next or not self.in_forever_locked()
             self.stop_locked()
 
     def stop_locked(self) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import socket
 import threading
 import time
 from contextlib import ExitStack
@@ -145,7 +146,8 @@ class _Run:
                                   time.monotonic() + _RETURN)
         state.loops.closes_later = True
         for listener in listeners_of(self._server):
-            listener.close()
+            if getattr(listener, "type", None) == socket.SOCK_STREAM:  # a handler replies through one of datagrams
+                listener.close()
         if state.registry.live and not (period.is_stopping() or period.hastened):
             self._log("lingering")
             state.registry.wait_until(lambda: not state.registry.live or period.is_stopping() or period.hastened,
