@@ -91,9 +91,9 @@ class Slots:
 
     def _finish(self, turn: Turn, succeeded: bool) -> None:
         """End a call whose caller goes on, unless it runs on without that."""
-        waker, turn.waker = turn.waker, None
         if not turn.is_left:
             self._end(turn, succeeded)
+        waker, turn.waker = turn.waker, None  # not before: a call that waits may be given a slot until then
         if waker is not None:
             self._wakers.give(waker, turn.call.period)
 
