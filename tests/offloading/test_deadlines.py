@@ -125,10 +125,12 @@ def test_worker_that_starts_for_a_late_iteration_is_kept():
     with ThreadedTCPServer(("127.0.0.1", 0), executor=1, offload_timeout=0) as server:
         with pytest.raises(TimeoutError):
             list(server.offload_iter(calls.numbers, 3))
-        [started] = server._threaded_state.offloads._workers._idle
+        workers = server._threaded_state.offloads._workers
+        until(lambda: workers._idle)
+        [started] = workers._idle
         server.offload_timeout = None
         assert list(server.offload_iter(calls.numbers, 3)) == [0, 1, 2]
-        assert server._threaded_state.offloads._workers._idle == [started]
+        assert workers._idle == [started]
 
 
 def test_stop_as_the_client_of_an_iteration_goes_is_what_its_handler_is_told_of(monkeypatch, meeting):
@@ -359,8 +361,9 @@ def test_worker_that_only_starts_is_not_killed_for_a_late_call():
         assert caller.make(workers, calls.square, 3) == 9
 
 
-def test_worker_whose_initializer_runs_is_not_killed_for_a_late_call(meeting, monkeypatch):
-    """It has started, and cannot be called yet."""
+@pytest.mark.parametrize("iterates", [False, True], ids=["call", "iteration"])
+def test_worker_whose_initializer_runs_is_not_killed_for_a_late_call(meeting, monkeypatch, iterates):
+    """It has started, and cannot be called yet. The caller does not wait for it."""
     prepared = WorkerProcesses(1, initializer=calls.meet, initargs=(meeting.address,))
     with ThreadedTCPServer(("127.0.0.1", 0), executor=prepared) as server:
         workers = server._threaded_state.offloads._find_workers()
@@ -371,12 +374,18 @@ def test_worker_whose_initializer_runs_is_not_killed_for_a_late_call(meeting, mo
 
         monkeypatch.setattr(Call, "is_late", is_late)
         monkeypatch.setattr(Call, "seconds_left", lambda call: None if call.terms.timeout is None else 0.01)
-        with calling(server.offload_within, 30, calls.square, 3) as outcome:
+        server.offload_timeout = 30
+        call = (lambda: list(server.offload_iter(calls.numbers, 3))) if iterates else (
+            lambda: server.offload(calls.square, 3))
+        with calling(call) as outcome:
             meeting.welcome()
         assert isinstance(outcome[0], TimeoutError)
+        assert server.stats().offloads_running == 1
         meeting.dismiss()
         monkeypatch.undo()
+        server.offload_timeout = None
         assert server.offload(calls.square, 3) == 9
+        assert server.stats().offloads_failed == 1
         assert len(multiprocessing.active_children()) == 1
 
 

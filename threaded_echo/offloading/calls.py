@@ -164,15 +164,15 @@ class Offloads(Slots):
             with closing(items):
                 while True:
                     with computing(client):
-                        if turn.call.period.forced:
-                            raise ServerStopping("the server has ended this call as it stopped")
-                        turn.call.check()  # here, too, as the next item may be there already
                         try:
                             item = next(items)
                         except StopIteration:
                             break
                     yield item
                     del item  # it may be large
+                    if turn.call.period.forced:  # nothing else may look, if the next item is there already
+                        raise ServerStopping("the server has ended this call as it stopped")
+                    turn.call.check()
             succeeded = True
         except GeneratorExit:  # the handler has left the loop
             succeeded = True
@@ -208,7 +208,13 @@ class Offloads(Slots):
         call = turn.call
         with pickle_call(call.function, call.args, call.kwargs, ITERATE) as message:
             self._wait_for_slot(turn)
-            yield from iterate_in_worker(call, message, workers, count)
+            try:
+                return (yield from iterate_in_worker(call, message, workers, count, partial(self._end, turn, False)))
+            except CallerLeft as left:
+                turn.is_left = True
+                is_connected = left.is_connected
+        call.check(is_connected)
+        raise ServerStopping("the server has ended this call as it stopped")
 
     def _run_here(self, turn: Turn, function: Callable[[], Any]) -> Any:
         """Call a function in this thread, in which other calls then need no slots of their own."""

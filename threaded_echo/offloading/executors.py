@@ -44,10 +44,14 @@ def run_in_worker(call: Call, message: Message, workers: Workers, count: int, wh
         raise
 
 
-def iterate_in_worker(call: Call, message: Message, workers: Workers, count: int) -> Iterator[Any]:
-    """Iterate over what a call, which ``message`` holds, yields in one of ``count`` worker processes."""
+def iterate_in_worker(call: Call, message: Message, workers: Workers, count: int,
+                      when_over: Callable[[], None]) -> Iterator[Any]:
+    """Iterate over what a call, which ``message`` holds, yields in one of ``count`` worker processes.
+
+    Raises CallerLeft if the caller waits no longer for a new process: as `run_in_worker`.
+    """
     try:
-        yield from workers.iterate(message, count, call.period, call.unpinned, call)
+        yield from workers.iterate(message, count, call.period, call.unpinned, call, when_over)
     except (WorkerDied, ConnectionAbortedError) as error:
         if call.period.forced:
             raise ServerStopping("the server has ended this call as it stopped") from error
