@@ -305,3 +305,24 @@ def test_submitted_call_that_nobody_waits_for_is_over_when_it_has_run():
     assert not work.is_over() and not work.is_left()
     work.run()
     assert work.is_over() and isinstance(future.exception(0), LookupError)
+
+
+@pytest.mark.parametrize("moment", ["start", "put"])
+def test_stop_between_the_threads_and_the_call_leaves_no_thread(monkeypatch, moment):
+    """The call never begins, and no server uses the threads any more."""
+    begun, threads = threading.Event(), WorkerThreads(1)
+    with ThreadedTCPServer(LOOPBACK, executor=None).start() as server:
+        real = getattr(WorkerThreads, moment)
+
+        def stop(each: WorkerThreads, *arguments: object) -> object:
+            """Let a stop come first."""
+            monkeypatch.undo()
+            server.stop(0)
+            return real(each, *arguments)
+
+        server.executor = threads
+        monkeypatch.setattr(WorkerThreads, moment, stop)
+        with pytest.raises(ServerStopping):
+            server.offload(begun.set)
+    assert not begun.is_set() and not threads._servers
+    until(lambda: not any("worker thread" in each.name for each in threading.enumerate()))

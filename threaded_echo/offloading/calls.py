@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class Offloads(Slots):
         """
         OPTIONS["executor"].check("executor", executor)
         if isinstance(executor, WorkerThreads):
-            self._use(executor, unpinned)
+            self._use(executor, period, unpinned)
         if isinstance(executor, int):
             try:
                 self._find_workers().start(executor, period, unpinned)
@@ -197,9 +197,9 @@ class Offloads(Slots):
 
     def _items_of_thread(self, turn: Turn, threads: WorkerThreads) -> Generator[Any, None, None]:
         self._wait_for_slot(turn)
-        self._use(threads, turn.call.unpinned)
         self._have_waker(turn)
-        yield from iterate_in_thread(turn, threads, partial(self._run_here, turn), partial(self._end, turn, False))
+        with self._using(threads, turn.call):
+            yield from iterate_in_thread(turn, threads, partial(self._run_here, turn), partial(self._end, turn, False))
 
     def _items_of_worker(self, turn: Turn, count: int) -> Generator[Any, None, None]:
         workers = self._find_workers()
@@ -230,10 +230,10 @@ class Offloads(Slots):
 
     def _run_in_thread(self, turn: Turn, threads: WorkerThreads) -> Any:
         with self._slot(turn):
-            self._use(threads, turn.call.unpinned)
             self._have_waker(turn)
             run = partial(self._run_here, turn, partial(run_inline, turn.call))
-            return run_in_thread(turn, threads, run, partial(self._end, turn, False))
+            with self._using(threads, turn.call):
+                return run_in_thread(turn, threads, run, partial(self._end, turn, False))
 
     def _run_in_worker(self, turn: Turn, count: int) -> Any:
         workers = self._find_workers()
@@ -254,14 +254,27 @@ class Offloads(Slots):
             self._have_waker(turn)
             return submit(turn, executor, partial(self._end, turn, False))
 
-    def _use(self, threads: WorkerThreads, unpinned: Callable[[], AbstractContextManager[object]]) -> None:
-        """Have worker threads, until `close`."""
+    def _use(self, threads: WorkerThreads, period: Period,
+             unpinned: Callable[[], AbstractContextManager[object]]) -> None:
+        """Have worker threads, until `close`. Raises ServerStopping if the period has been forced."""
         if threads not in self._threads:
             with unpinned():
                 threads.start()
-            threads.enter(self)
             with self._lock:
+                if period.forced:  # otherwise `close` is still to come, and finds them
+                    raise ServerStopping("the server is stopping: it takes no more calls")
+                threads.enter(self)
                 self._threads.add(threads)
+
+    @contextmanager
+    def _using(self, threads: WorkerThreads, call: Call) -> Iterator[None]:
+        """Have worker threads for a call. If a stop has ended them in the middle of this, the call's are ended, too."""
+        try:
+            self._use(threads, call.period, call.unpinned)
+            yield
+        finally:
+            if call.period.forced:
+                threads.end_unless_used()
 
     def _find_workers(self) -> Workers:
         """Return the worker processes' owner, made on first use, since it loads multiprocessing."""

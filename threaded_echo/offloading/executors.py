@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # these load multiprocessing
 
 
 def run_inline(call: Call) -> Any:
-    """Run a call in this thread."""
+    """Run a call in this thread. Raises ServerStopping if its period has been forced."""
+    if call.period.forced:  # a stop came when it was on its way to its thread
+        raise ServerStopping("the server has cancelled this call as it stopped")
     return call.function(*call.args, **call.kwargs)
 
 

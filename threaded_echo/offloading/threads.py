@@ -128,10 +128,17 @@ class WorkerThreads(Executor):
         """
         with self._lock:
             self._servers.discard(server)
+        crew = self.end_unless_used()
+        if crew is not None:
+            crew.join(timeout, lambda work: work.is_over())
+
+    def end_unless_used(self) -> Crew | None:
+        """Have the threads return if no server uses them; return those."""
+        with self._lock:
             crew = None if self._servers else self._crew
         if crew is not None:
             crew.end()
-            crew.join(timeout, lambda work: work.is_over())
+        return crew
 
 
 def has_gil() -> bool:
