@@ -75,6 +75,7 @@ def run_in_thread(turn: Turn, threads: WorkerThreads, run: Callable[[], Any], wh
                 call.tell_that_it_runs_on()
         else:
             turn.is_left = False
+            work.forget()
         raise
     return work.result()
 
