@@ -356,6 +356,18 @@ def test_call_that_was_left_does_not_keep_its_arguments(leave):
             with pytest.raises(TimeoutError):
                 leave(server, model)
             del model
-            assert reference() is None
+            until(lambda: reference() is None)  # the thread is through with it in a moment
     finally:
         gc.enable()
+
+
+def test_call_in_a_thread_that_two_servers_share_does_not_wait_for_it(executor):
+    """Nor does one in what the program has submitted. There may be no other thread."""
+    with WorkerThreads(1) as one, ExitStack() as stack:
+        server, other = (stack.enter_context(ThreadedTCPServer(LOOPBACK, executor=one, max_offloads=1).start())
+                         for _ in range(2))
+        assert server.offload(lambda: other.offload(calls.square, 3)) == 9
+        assert server.offload(lambda: list(other.offload_iter(calls.numbers, 2))) == [0, 1]
+        assert one.submit(lambda: server.offload(calls.square, 4)).result(GUARD) == 16
+        other.executor = executor
+        assert server.offload(lambda: other.offload(threading.current_thread)) in executor._crew.threads

@@ -114,7 +114,7 @@ class Offloads(Slots):
         """
         OPTIONS["executor"].check("executor", executor)
         call = Call(period, client, function, args, kwargs, unpinned, terms)
-        is_inside = getattr(self._calling, "is_inside", False)
+        is_inside = self._is_inside(executor)
         count = executor if isinstance(executor, int) else None
         if isinstance(executor, WorkerThreads):
             count = executor.count
@@ -147,7 +147,7 @@ class Offloads(Slots):
             raise TypeError("offload_iter needs a number of worker processes, WorkerThreads, or None, as the server's "
                             f"executor: {type(executor).__name__} returns a result, and no items before it")
         call = Call(period, client, function, args, kwargs, unpinned, terms)
-        is_inside = getattr(self._calling, "is_inside", False)
+        is_inside = self._is_inside(executor)
         count = executor.count if isinstance(executor, WorkerThreads) else executor
         turn = Turn(call, min(filter(None, (limit, count)), default=None), limit, refuse, is_inside)
         if isinstance(executor, int):
@@ -183,23 +183,23 @@ class Offloads(Slots):
     def _items_here(self, turn: Turn) -> Generator[Any, None, None]:
         """Iterate in this thread."""
         self._wait_for_slot(turn)
-        items = self._run_here(turn, lambda: iter(run_inline(turn.call)))
+        items = self._run_here(lambda: iter(run_inline(turn.call)))
         try:
             while True:
                 try:
-                    item = self._run_here(turn, lambda: next(items))
+                    item = self._run_here(lambda: next(items))
                 except StopIteration:
                     return
                 yield item
                 del item
         finally:
-            self._run_here(turn, getattr(items, "close", bool))
+            self._run_here(getattr(items, "close", bool))
 
     def _items_of_thread(self, turn: Turn, threads: WorkerThreads) -> Generator[Any, None, None]:
         self._wait_for_slot(turn)
         self._have_waker(turn)
         with self._using(threads, turn.call):
-            yield from iterate_in_thread(turn, threads, partial(self._run_here, turn), partial(self._end, turn, False))
+            yield from iterate_in_thread(turn, threads, self._run_here, partial(self._end, turn, False))
 
     def _items_of_worker(self, turn: Turn, count: int) -> Generator[Any, None, None]:
         workers = self._find_workers()
@@ -216,22 +216,31 @@ class Offloads(Slots):
         call.check(is_connected)
         raise ServerStopping("the server has ended this call as it stopped")
 
-    def _run_here(self, turn: Turn, function: Callable[[], Any]) -> Any:
+    def _is_inside(self, executor: object) -> bool:
+        """Return whether the calling thread is in a function that has a slot, or a thread, for what it calls, too.
+
+        The threads may be another server's as well, or do what the program has submitted.
+        """
+        return getattr(self._calling, "is_inside", False) or (
+            isinstance(executor, WorkerThreads) and executor.is_current())
+
+    def _run_here(self, function: Callable[[], Any]) -> Any:
         """Call a function in this thread, in which other calls then need no slots of their own."""
+        before = getattr(self._calling, "is_inside", False)
         self._calling.is_inside = True
         try:
             return function()
         finally:
-            self._calling.is_inside = turn.is_nested
+            self._calling.is_inside = before
 
     def _run_inline(self, turn: Turn) -> Any:
         with self._slot(turn):
-            return self._run_here(turn, partial(run_inline, turn.call))
+            return self._run_here(partial(run_inline, turn.call))
 
     def _run_in_thread(self, turn: Turn, threads: WorkerThreads) -> Any:
         with self._slot(turn):
             self._have_waker(turn)
-            run = partial(self._run_here, turn, partial(run_inline, turn.call))
+            run = partial(self._run_here, partial(run_inline, turn.call))
             with self._using(threads, turn.call):
                 return run_in_thread(turn, threads, run, partial(self._end, turn, False))
 

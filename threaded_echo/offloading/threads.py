@@ -116,6 +116,11 @@ class WorkerThreads(Executor):
                 crew = self._crew = made
         return crew
 
+    def is_current(self) -> bool:
+        """Return whether the calling thread is one of the threads: it must not wait for them."""
+        crew = self._crew
+        return crew is not None and threading.current_thread() in crew.threads
+
     def enter(self, server: object) -> None:
         """Note that a server uses the threads."""
         with self._lock:
