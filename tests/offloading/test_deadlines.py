@@ -14,7 +14,7 @@ import pytest
 
 from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied, WorkerProcesses
 from threaded_echo.clients.period import Period
-from threaded_echo.offloading import iterations, processes, worker
+from threaded_echo.offloading import channel, iterations, processes, worker
 from threaded_echo.offloading.call import Call, CallerLeft, Terms
 from threaded_echo.offloading.waiting import wait_with_caller
 from threaded_echo.offloading.wire import Disconnected
@@ -583,3 +583,20 @@ def test_slow_call_is_logged_while_it_runs(serve, meeting, caplog):
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("client 1: tests.calls.meet has not ended after 0")
+
+
+@pytest.mark.parametrize("iterates", [False, True], ids=["call", "iteration"])
+def test_call_that_its_worker_does_not_receive_is_late_all_the_same(monkeypatch, meeting, iterates):
+    """An object keeps it from that as it is unpickled. The worker is killed, and the next call has another one."""
+    monkeypatch.setattr(channel, "CHECK_INTERVAL", 0.01)
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=1) as server:
+        process = server.offload(os.getpid)
+        server.offload_timeout = 0.02
+        monkeypatch.setattr(worker.Worker, "receive", lambda *_: pytest.fail("the call was sent, after all"))
+        arguments = [calls.Sightseer(meeting.address), bytes(5_000_000)]
+        with pytest.raises(TimeoutError, match="calls.same has not returned within 0.02 s"):
+            next(server.offload_iter(calls.same, arguments)) if iterates else server.offload(calls.same, arguments)
+        monkeypatch.undo()
+        server.offload_timeout = None
+        assert server.offload(os.getpid) != process
+        assert server.stats().offloads_running == 0
