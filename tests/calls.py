@@ -306,6 +306,16 @@ def return_interrupting() -> Interrupting:
     return Interrupting()
 
 
+class Sightseer:
+    """An object that meets a listener when it is unpickled."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
+
+    def __reduce__(self) -> Any:
+        return meet, (self.address,)
+
+
 class Traveller:
     """An object that can be pickled, but not unpickled."""
 

@@ -14,7 +14,7 @@ import pytest
 
 from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied, WorkerProcesses
 from threaded_echo.clients.period import Period
-from threaded_echo.offloading import iterations, processes, worker
+from threaded_echo.offloading import channel, iterations, processes, worker
 from threaded_echo.offloading.call import Call, CallerLeft, Terms
 from threaded_echo.offloading.waiting import wait_with_caller
 from threaded_echo.offloading.wire import Disconnected
@@ -125,10 +125,12 @@ def test_worker_that_starts_for_a_late_iteration_is_kept():
     with ThreadedTCPServer(("127.0.0.1", 0), executor=1, offload_timeout=0) as server:
         with pytest.raises(TimeoutError):
             list(server.offload_iter(calls.numbers, 3))
-        [started] = server._threaded_state.offloads._workers._idle
+        workers = server._threaded_state.offloads._workers
+        until(lambda: workers._idle)
+        [started] = workers._idle
         server.offload_timeout = None
         assert list(server.offload_iter(calls.numbers, 3)) == [0, 1, 2]
-        assert server._threaded_state.offloads._workers._idle == [started]
+        assert workers._idle == [started]
 
 
 def test_stop_as_the_client_of_an_iteration_goes_is_what_its_handler_is_told_of(monkeypatch, meeting):
@@ -359,8 +361,9 @@ def test_worker_that_only_starts_is_not_killed_for_a_late_call():
         assert caller.make(workers, calls.square, 3) == 9
 
 
-def test_worker_whose_initializer_runs_is_not_killed_for_a_late_call(meeting, monkeypatch):
-    """It has started, and cannot be called yet."""
+@pytest.mark.parametrize("iterates", [False, True], ids=["call", "iteration"])
+def test_worker_whose_initializer_runs_is_not_killed_for_a_late_call(meeting, monkeypatch, iterates):
+    """It has started, and cannot be called yet. The caller does not wait for it."""
     prepared = WorkerProcesses(1, initializer=calls.meet, initargs=(meeting.address,))
     with ThreadedTCPServer(("127.0.0.1", 0), executor=prepared) as server:
         workers = server._threaded_state.offloads._find_workers()
@@ -371,12 +374,18 @@ def test_worker_whose_initializer_runs_is_not_killed_for_a_late_call(meeting, mo
 
         monkeypatch.setattr(Call, "is_late", is_late)
         monkeypatch.setattr(Call, "seconds_left", lambda call: None if call.terms.timeout is None else 0.01)
-        with calling(server.offload_within, 30, calls.square, 3) as outcome:
+        server.offload_timeout = 30
+        call = (lambda: list(server.offload_iter(calls.numbers, 3))) if iterates else (
+            lambda: server.offload(calls.square, 3))
+        with calling(call) as outcome:
             meeting.welcome()
         assert isinstance(outcome[0], TimeoutError)
+        assert server.stats().offloads_running == 1
         meeting.dismiss()
         monkeypatch.undo()
+        server.offload_timeout = None
         assert server.offload(calls.square, 3) == 9
+        assert server.stats().offloads_failed == 1
         assert len(multiprocessing.active_children()) == 1
 
 
@@ -574,3 +583,20 @@ def test_slow_call_is_logged_while_it_runs(serve, meeting, caplog):
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("client 1: tests.calls.meet has not ended after 0")
+
+
+@pytest.mark.parametrize("iterates", [False, True], ids=["call", "iteration"])
+def test_call_that_its_worker_does_not_receive_is_late_all_the_same(monkeypatch, meeting, iterates):
+    """An object keeps it from that as it is unpickled. The worker is killed, and the next call has another one."""
+    monkeypatch.setattr(channel, "CHECK_INTERVAL", 0.01)
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=1) as server:
+        process = server.offload(os.getpid)
+        server.offload_timeout = 0.02
+        monkeypatch.setattr(worker.Worker, "receive", lambda *_: pytest.fail("the call was sent, after all"))
+        arguments = [calls.Sightseer(meeting.address), bytes(5_000_000)]
+        with pytest.raises(TimeoutError, match="calls.same has not returned within 0.02 s"):
+            next(server.offload_iter(calls.same, arguments)) if iterates else server.offload(calls.same, arguments)
+        monkeypatch.undo()
+        server.offload_timeout = None
+        assert server.offload(os.getpid) != process
+        assert server.stats().offloads_running == 0

@@ -5,17 +5,18 @@ import random
 import socket
 from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from threaded_echo import OffloadRefused, ThreadedUnixStreamServer
+from threaded_echo import ClientHandler, OffloadRefused, ThreadedUnixStreamServer
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading.call import Call, Terms
 from threaded_echo.offloading.turns import Turn, Turns
 
 from .. import calls
-from ..tools import GUARD, connect, receive, running
-from .tools import meet_at, meeting_server, wait_for
+from ..tools import GUARD, Gate, connect, receive, running, until, wait_until
+from .tools import calling, meet_at, meeting_server, stay, wait_for
 
 
 def connect_from(host: str, server) -> socket.socket:
@@ -232,3 +233,26 @@ def test_random_calls_are_all_served_within_the_limits(seed):
                 assert len(running_now) == slots or share == per_host
     hosts.run_all(open_turns)
     assert not hosts.turns._hosts and not hosts.turns._ring
+
+
+def test_slot_that_comes_to_a_call_as_it_gives_up_is_not_lost(serve, monkeypatch):
+    """The call that gives it away ends as always, and the next one gets it."""
+    gate, server = Gate(), serve(ClientHandler, max_offloads=1)
+    offloads = server._threaded_state.offloads
+    real = offloads._end
+
+    def end(turn: Any, succeeded: bool) -> None:
+        """Let the first call end just before the one that is late."""
+        if turn.call.terms.timeout is not None:
+            gate.release.set()
+            until(lambda: server.stats().offloads_done == 1)
+        real(turn, succeeded)
+
+    with calling(server.offload, stay, gate) as outcome:
+        wait_until(gate.entered)
+        monkeypatch.setattr(offloads, "_end", end)
+        with pytest.raises(TimeoutError):
+            server.offload_within(0.01, calls.square, 2)
+    assert outcome == [None]
+    assert server.offload(calls.square, 3) == 9
+    assert not server.offloads() and server.stats().offloads_running == 0

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied, WorkerThreads
+from threaded_echo import (
+    ClientHandler, LineHandler, OffloadRefused, ServerStopping, ThreadedTCPServer, WorkerDied, WorkerThreads)
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import iterations, worker
 from threaded_echo.offloading.call import AHEAD, Call
@@ -23,7 +24,7 @@ from threaded_echo.offloading.worker import NotBegun, Worker, pickle_call
 from .. import calls
 from ..conftest import LOOPBACK
 from ..tools import GUARD, Gate, ask, connect, receive, receive_all, running, until, wait_until
-from .tools import calling, channels, executor_of, pool, reset, wait_for
+from .tools import calling, channels, executor_of, pool, reset, stay, wait_for
 
 EACH = pytest.mark.parametrize("executor", [None, 2, WorkerThreads(2)], ids=["inline", "workers", "worker threads"])
 
@@ -653,3 +654,15 @@ def test_time_is_up_though_the_next_item_is_there(executor):
         assert server.offload(calls.square, 3) == 9
         stats = server.stats()
         assert (stats.offloads_running, stats.offloads_done, stats.offloads_failed) == (0, 2, 1)
+
+
+def test_iterator_that_leaves_its_call_takes_no_slots_from_others(serve):
+    """It was made inside another call. The thread that uses it is inside none afterwards."""
+    server, gate = serve(ClientHandler, max_offloads=1), Gate()
+    assert list(server.offload(lambda: server.offload_iter(calls.numbers, 2))) == [0, 1]
+    with running(server.offload, stay, gate):
+        wait_until(gate.entered)
+        server.at_offload_limit = "refuse"
+        with pytest.raises(OffloadRefused):
+            server.offload(calls.square, 3)
+        gate.release.set()

@@ -174,3 +174,23 @@ def test_handler_that_asks_sees_its_own_client(serve):
     with connect(serve(Handler)) as client:
         client.sendall(b"\n")
         wait_until(seen)
+
+
+def test_function_that_stands_for_another_one_is_named_by_its_class():
+    """Its attributes are asked for elsewhere, which may fail, or give more of its kind."""
+    class Remote:
+        """Has every attribute."""
+
+        def __getattr__(self, name: str) -> Remote:
+            """Return the next one."""
+            return self
+
+    class Unreachable(Remote):
+        """Has none, and says so in its own way."""
+
+        def __getattr__(self, name: str) -> Remote:
+            """Fail."""
+            raise ConnectionError(name)
+
+    for function in (Remote(), Unreachable()):
+        assert name_of(function) == f"{__name__}.{type(function).__qualname__}"

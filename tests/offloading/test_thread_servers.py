@@ -1,10 +1,12 @@
 """WorkerThreads as the executor of servers: their stops, sharing, the processors, calls within calls."""
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from concurrent.futures import BrokenExecutor, CancelledError
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -18,7 +20,7 @@ from .. import calls
 from ..conftest import LOOPBACK
 from ..tools import GUARD, Gate, ask, connect, receive, until, wait_until
 from .test_threads import names_of_threads, run_script
-from .tools import calling, meet_at, stay, wait_for
+from .tools import calling, meet_at, occupied, stay, wait_for
 
 
 @pytest.fixture
@@ -305,3 +307,67 @@ def test_submitted_call_that_nobody_waits_for_is_over_when_it_has_run():
     assert not work.is_over() and not work.is_left()
     work.run()
     assert work.is_over() and isinstance(future.exception(0), LookupError)
+
+
+@pytest.mark.parametrize("moment", ["start", "put"])
+def test_stop_between_the_threads_and_the_call_leaves_no_thread(monkeypatch, moment):
+    """The call never begins, and no server uses the threads any more."""
+    begun, threads = threading.Event(), WorkerThreads(1)
+    with ThreadedTCPServer(LOOPBACK, executor=None).start() as server:
+        real = getattr(WorkerThreads, moment)
+
+        def stop(each: WorkerThreads, *arguments: object) -> object:
+            """Let a stop come first."""
+            monkeypatch.undo()
+            server.stop(0)
+            return real(each, *arguments)
+
+        server.executor = threads
+        monkeypatch.setattr(WorkerThreads, moment, stop)
+        with pytest.raises(ServerStopping):
+            server.offload(begun.set)
+    assert not begun.is_set() and not threads._servers
+    until(lambda: not any("worker thread" in each.name for each in threading.enumerate()))
+
+
+def leave_at_once(server: ThreadedTCPServer, model: object) -> None:
+    """Be late before the thread takes the call up: it is busy with another server's."""
+    gate = Gate()
+    with ThreadedTCPServer(LOOPBACK, executor=server.executor).start() as other, occupied(other, gate):
+        server.offload_within(0, calls.same, model)
+
+
+def leave_an_iteration(server: ThreadedTCPServer, model: object) -> None:
+    """Leave the loop early."""
+    with closing(server.offload_iter(calls.same, [model, 2])) as items:
+        next(items)
+    raise TimeoutError
+
+
+@pytest.mark.parametrize("leave", [leave_at_once, leave_an_iteration])
+def test_call_that_was_left_does_not_keep_its_arguments(leave):
+    """A cycle would keep them until the garbage collector comes, and a model may be large."""
+    model = threading.Event()
+    reference = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        with WorkerThreads(1) as one, ThreadedTCPServer(LOOPBACK, executor=one).start() as server:
+            with pytest.raises(TimeoutError):
+                leave(server, model)
+            del model
+            until(lambda: reference() is None)  # the thread is through with it in a moment
+    finally:
+        gc.enable()
+
+
+def test_call_in_a_thread_that_two_servers_share_does_not_wait_for_it(executor):
+    """Nor does one in what the program has submitted. There may be no other thread."""
+    with WorkerThreads(1) as one, ExitStack() as stack:
+        server, other = (stack.enter_context(ThreadedTCPServer(LOOPBACK, executor=one, max_offloads=1).start())
+                         for _ in range(2))
+        assert server.offload(lambda: other.offload(calls.square, 3)) == 9
+        assert server.offload(lambda: list(other.offload_iter(calls.numbers, 2))) == [0, 1]
+        assert one.submit(lambda: server.offload(calls.square, 4)).result(GUARD) == 16
+        other.executor = executor
+        assert server.offload(lambda: other.offload(threading.current_thread)) in executor._crew.threads

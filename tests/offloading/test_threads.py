@@ -324,3 +324,18 @@ def test_forked_process_has_threads_of_its_own():
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         assert executor.submit(calls.square, 4).result(GUARD) == 16
+
+
+def test_callback_that_exits_does_not_end_the_thread(caplog):
+    """There may be no other one."""
+    def leave(_: object) -> None:
+        """Exit, in the thread."""
+        calls.leave(3)
+
+    gate = Gate()
+    with WorkerThreads(1) as executor:
+        future = executor.submit(stay, gate)
+        future.add_done_callback(leave)
+        gate.release.set()
+        assert executor.submit(calls.square, 3).result(GUARD) == 9
+    assert "SystemExit" in caplog.text

@@ -161,6 +161,10 @@ def name_of(function: Any) -> str:
     """Return a function's name for people: with its module; of a `functools.partial`, that of what it calls."""
     while isinstance(function, functools.partial):
         function = function.func
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__  # not its repr, which may fail
-    module = getattr(function, "__module__", None)
+    try:
+        name, module = function.__qualname__, function.__module__
+    except Exception:  # it has none, or it stands for an object elsewhere, whose attributes are asked for there
+        name = None
+    if not isinstance(name, str):
+        name, module = type(function).__qualname__, type(function).__module__  # not its repr, which may fail
     return f"{module}.{name}" if module else name

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class Offloads(Slots):
         """
         OPTIONS["executor"].check("executor", executor)
         if isinstance(executor, WorkerThreads):
-            self._use(executor, unpinned)
+            self._use(executor, period, unpinned)
         if isinstance(executor, int):
             try:
                 self._find_workers().start(executor, period, unpinned)
@@ -114,7 +114,7 @@ class Offloads(Slots):
         """
         OPTIONS["executor"].check("executor", executor)
         call = Call(period, client, function, args, kwargs, unpinned, terms)
-        is_inside = getattr(self._calling, "is_inside", False)
+        is_inside = self._is_inside(executor)
         count = executor if isinstance(executor, int) else None
         if isinstance(executor, WorkerThreads):
             count = executor.count
@@ -147,7 +147,7 @@ class Offloads(Slots):
             raise TypeError("offload_iter needs a number of worker processes, WorkerThreads, or None, as the server's "
                             f"executor: {type(executor).__name__} returns a result, and no items before it")
         call = Call(period, client, function, args, kwargs, unpinned, terms)
-        is_inside = getattr(self._calling, "is_inside", False)
+        is_inside = self._is_inside(executor)
         count = executor.count if isinstance(executor, WorkerThreads) else executor
         turn = Turn(call, min(filter(None, (limit, count)), default=None), limit, refuse, is_inside)
         if isinstance(executor, int):
@@ -164,15 +164,15 @@ class Offloads(Slots):
             with closing(items):
                 while True:
                     with computing(client):
-                        if turn.call.period.forced:
-                            raise ServerStopping("the server has ended this call as it stopped")
-                        turn.call.check()  # here, too, as the next item may be there already
                         try:
                             item = next(items)
                         except StopIteration:
                             break
                     yield item
                     del item  # it may be large
+                    if turn.call.period.forced:  # nothing else may look, if the next item is there already
+                        raise ServerStopping("the server has ended this call as it stopped")
+                    turn.call.check()
             succeeded = True
         except GeneratorExit:  # the handler has left the loop
             succeeded = True
@@ -183,23 +183,23 @@ class Offloads(Slots):
     def _items_here(self, turn: Turn) -> Generator[Any, None, None]:
         """Iterate in this thread."""
         self._wait_for_slot(turn)
-        items = self._run_here(turn, lambda: iter(run_inline(turn.call)))
+        items = self._run_here(lambda: iter(run_inline(turn.call)))
         try:
             while True:
                 try:
-                    item = self._run_here(turn, lambda: next(items))
+                    item = self._run_here(lambda: next(items))
                 except StopIteration:
                     return
                 yield item
                 del item
         finally:
-            self._run_here(turn, getattr(items, "close", bool))
+            self._run_here(getattr(items, "close", bool))
 
     def _items_of_thread(self, turn: Turn, threads: WorkerThreads) -> Generator[Any, None, None]:
         self._wait_for_slot(turn)
-        self._use(threads, turn.call.unpinned)
         self._have_waker(turn)
-        yield from iterate_in_thread(turn, threads, partial(self._run_here, turn), partial(self._end, turn, False))
+        with self._using(threads, turn.call):
+            yield from iterate_in_thread(turn, threads, self._run_here, partial(self._end, turn, False))
 
     def _items_of_worker(self, turn: Turn, count: int) -> Generator[Any, None, None]:
         workers = self._find_workers()
@@ -208,26 +208,41 @@ class Offloads(Slots):
         call = turn.call
         with pickle_call(call.function, call.args, call.kwargs, ITERATE) as message:
             self._wait_for_slot(turn)
-            yield from iterate_in_worker(call, message, workers, count)
+            try:
+                return (yield from iterate_in_worker(call, message, workers, count, partial(self._end, turn, False)))
+            except CallerLeft as left:
+                turn.is_left = True
+                is_connected = left.is_connected
+        call.check(is_connected)
+        raise ServerStopping("the server has ended this call as it stopped")
 
-    def _run_here(self, turn: Turn, function: Callable[[], Any]) -> Any:
+    def _is_inside(self, executor: object) -> bool:
+        """Return whether the calling thread is in a function that has a slot, or a thread, for what it calls, too.
+
+        The threads may be another server's as well, or do what the program has submitted.
+        """
+        return getattr(self._calling, "is_inside", False) or (
+            isinstance(executor, WorkerThreads) and executor.is_current())
+
+    def _run_here(self, function: Callable[[], Any]) -> Any:
         """Call a function in this thread, in which other calls then need no slots of their own."""
+        before = getattr(self._calling, "is_inside", False)
         self._calling.is_inside = True
         try:
             return function()
         finally:
-            self._calling.is_inside = turn.is_nested
+            self._calling.is_inside = before
 
     def _run_inline(self, turn: Turn) -> Any:
         with self._slot(turn):
-            return self._run_here(turn, partial(run_inline, turn.call))
+            return self._run_here(partial(run_inline, turn.call))
 
     def _run_in_thread(self, turn: Turn, threads: WorkerThreads) -> Any:
         with self._slot(turn):
-            self._use(threads, turn.call.unpinned)
             self._have_waker(turn)
-            run = partial(self._run_here, turn, partial(run_inline, turn.call))
-            return run_in_thread(turn, threads, run, partial(self._end, turn, False))
+            run = partial(self._run_here, partial(run_inline, turn.call))
+            with self._using(threads, turn.call):
+                return run_in_thread(turn, threads, run, partial(self._end, turn, False))
 
     def _run_in_worker(self, turn: Turn, count: int) -> Any:
         workers = self._find_workers()
@@ -248,14 +263,27 @@ class Offloads(Slots):
             self._have_waker(turn)
             return submit(turn, executor, partial(self._end, turn, False))
 
-    def _use(self, threads: WorkerThreads, unpinned: Callable[[], AbstractContextManager[object]]) -> None:
-        """Have worker threads, until `close`."""
+    def _use(self, threads: WorkerThreads, period: Period,
+             unpinned: Callable[[], AbstractContextManager[object]]) -> None:
+        """Have worker threads, until `close`. Raises ServerStopping if the period has been forced."""
         if threads not in self._threads:
             with unpinned():
                 threads.start()
-            threads.enter(self)
             with self._lock:
+                if period.forced:  # otherwise `close` is still to come, and finds them
+                    raise ServerStopping("the server is stopping: it takes no more calls")
+                threads.enter(self)
                 self._threads.add(threads)
+
+    @contextmanager
+    def _using(self, threads: WorkerThreads, call: Call) -> Iterator[None]:
+        """Have worker threads for a call. If a stop has ended them in the middle of this, the call's are ended, too."""
+        try:
+            self._use(threads, call.period, call.unpinned)
+            yield
+        finally:
+            if call.period.forced:
+                threads.end_unless_used()
 
     def _find_workers(self) -> Workers:
         """Return the worker processes' owner, made on first use, since it loads multiprocessing."""

@@ -53,7 +53,10 @@ class _Thread(threading.Thread):
             return
         while (work := crew.queue.get()) is not None:
             self.work = work
-            work.run()
+            try:
+                work.run()
+            except BaseException:  # a program's own callback, or its logging: the thread has other work to do
+                logger.critical("what was to be told of the end of a call has failed", exc_info=True)
             self.work = work = None
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # these load multiprocessing
 
 
 def run_inline(call: Call) -> Any:
-    """Run a call in this thread."""
+    """Run a call in this thread. Raises ServerStopping if its period has been forced."""
+    if call.period.forced:  # a stop came when it was on its way to its thread
+        raise ServerStopping("the server has cancelled this call as it stopped")
     return call.function(*call.args, **call.kwargs)
 
 
@@ -44,10 +46,14 @@ def run_in_worker(call: Call, message: Message, workers: Workers, count: int, wh
         raise
 
 
-def iterate_in_worker(call: Call, message: Message, workers: Workers, count: int) -> Iterator[Any]:
-    """Iterate over what a call, which ``message`` holds, yields in one of ``count`` worker processes."""
+def iterate_in_worker(call: Call, message: Message, workers: Workers, count: int,
+                      when_over: Callable[[], None]) -> Iterator[Any]:
+    """Iterate over what a call, which ``message`` holds, yields in one of ``count`` worker processes.
+
+    Raises CallerLeft if the caller waits no longer for a new process: as `run_in_worker`.
+    """
     try:
-        yield from workers.iterate(message, count, call.period, call.unpinned, call)
+        yield from workers.iterate(message, count, call.period, call.unpinned, call, when_over)
     except (WorkerDied, ConnectionAbortedError) as error:
         if call.period.forced:
             raise ServerStopping("the server has ended this call as it stopped") from error
@@ -69,6 +75,7 @@ def run_in_thread(turn: Turn, threads: WorkerThreads, run: Callable[[], Any], wh
                 call.tell_that_it_runs_on()
         else:
             turn.is_left = False
+            work.forget()
         raise
     return work.result()
 

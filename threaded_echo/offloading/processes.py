@@ -125,23 +125,32 @@ class Workers:
                 return result
 
     def iterate(self, call: Message, count: int, period: Period, unpinned: Unpinned,
-                caller: Call) -> Iterator[Any]:
-        """Iterate in one of ``count`` workers, as `iterations.iterate`, which also says how ``caller`` may leave."""
+                caller: Call, when_over: Callable[[], None] = lambda: None) -> Iterator[Any]:
+        """Iterate in one of ``count`` workers, as `iterations.iterate`, which also says how ``caller`` may leave.
+
+        Raises CallerLeft, as `call`, if ``caller`` leaves while a new worker starts.
+        """
         while True:
             worker = self._hold_idle(count, period)
             is_new = worker is None
             worker = worker or self._hold_new(count, period, unpinned)
             try:
                 if is_new:
-                    worker.wait_until_ready()
-                    caller.check()  # the worker is not at fault if it took too long to start
+                    worker.wait_until_ready(caller)
                 yield from iterate(worker, call, caller)
-                return
+            except CallerLeft:
+                self._leave(worker, caller, count, when_over)
+                raise
             except NotBegun:
+                self._give_back(worker, count)
                 if is_new:  # as in `call`
                     raise WorkerDied("a worker process has died as it received a call") from None
-            finally:
+            except BaseException:  # as in `call`
                 self._give_back(worker, count)
+                raise
+            else:
+                self._give_back(worker, count)
+                return
 
     def _leave(self, worker: Worker, caller: Call, count: int, when_over: Callable[[], None]) -> None:
         """Have a thread see a call through that its caller has left; if there are no threads, this one does it."""

@@ -88,7 +88,7 @@ class ThreadCall:
         self._ended = threading.Lock()  # acquired once, by the thread that has ended the call, or to leave it
         self._succeeded = False
         self._value: Any = None
-        self._when_over: Callable[[], None] = lambda: None
+        self._when_over: Callable[[], None] | None = None  # refers to the turn, which refers to this
 
     def run(self) -> None:
         """Call the function; whatever it raises is its outcome."""
@@ -111,8 +111,9 @@ class ThreadCall:
         if is_awaited:
             self._waker.set()
         else:
-            self._value = None
-            self._when_over()
+            self._value, when_over, self._when_over = None, self._when_over, None
+            assert when_over is not None
+            when_over()
 
     def cancel(self) -> None:
         """End the call by CancelledError, if it has not been taken up."""
@@ -148,9 +149,16 @@ class ThreadCall:
         """
         self._when_over = when_over
         if self._taken.acquire(blocking=False):
-            self._function = None
+            self._function = self._when_over = None
             return False
-        return self._ended.acquire(blocking=False)
+        if self._ended.acquire(blocking=False):
+            return True
+        self._when_over = None
+        return False
+
+    def forget(self) -> None:
+        """Drop the result of a call that has just ended, in place of `result`."""
+        self._value = None
 
     def result(self) -> Any:
         """Return what the function has returned, or raise what it has raised. Only once, when the call is done."""

@@ -116,6 +116,11 @@ class WorkerThreads(Executor):
                 crew = self._crew = made
         return crew
 
+    def is_current(self) -> bool:
+        """Return whether the calling thread is one of the threads: it must not wait for them."""
+        crew = self._crew
+        return crew is not None and threading.current_thread() in crew.threads
+
     def enter(self, server: object) -> None:
         """Note that a server uses the threads."""
         with self._lock:
@@ -128,10 +133,17 @@ class WorkerThreads(Executor):
         """
         with self._lock:
             self._servers.discard(server)
+        crew = self.end_unless_used()
+        if crew is not None:
+            crew.join(timeout, lambda work: work.is_over())
+
+    def end_unless_used(self) -> Crew | None:
+        """Have the threads return if no server uses them; return those."""
+        with self._lock:
             crew = None if self._servers else self._crew
         if crew is not None:
             crew.end()
-            crew.join(timeout, lambda work: work.is_over())
+        return crew
 
 
 def has_gil() -> bool:

@@ -93,7 +93,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._ended = False  # guarded by _children_lock
         ours, theirs = make_ends(context)
-        self._channel = open_end(ours, lambda: not self.is_alive())
+        self._sender: Call | None = None  # the call that is being sent
+        self._channel = open_end(ours, self._has_no_time)
         # No daemon, since daemons may not have processes of their own. `processes` ends it with the interpreter.
         self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
         self._end = -1  # a descriptor that becomes readable when the process ends
@@ -164,15 +165,23 @@ class Worker:
             return self.open(reply)
 
     def exchange(self, call: Message, caller: Call | None = None) -> Received:
-        """Send a call, and return the reply. Raises as `call` and `receive`."""
+        """Send a call, and return the reply. Raises as `call` and `receive`.
+
+        Raises TimeoutError, after which the process has ended, if the caller's time is up before the call is sent: an
+        object's own unpickling may keep the worker from receiving the rest.
+        """
         try:
+            self._sender = caller
             call.send(self._channel)
+            self._sender = None
             reply = self.receive(caller)
             self._channel.was_begun()  # it was, and the next question is about the next call
             return reply
         except Disconnected as error:
-            begun = self._channel.was_begun()
+            begun, sender, is_alive = self._channel.was_begun(), self._sender, self.is_alive()
             self.end()
+            if sender is not None and is_alive:
+                sender.check()
             if begun:
                 raise self._death() from None
             raise NotBegun from error
@@ -263,6 +272,10 @@ class Worker:
         ready = wait([self._channel, self._end], seconds, connection)
         is_connected = connection not in ready or connection < 0
         return ready if is_connected else ready[:-1], is_connected
+
+    def _has_no_time(self) -> bool:
+        """Return whether a transfer that makes no progress is given up."""
+        return not self.is_alive() or self._sender is not None and self._sender.is_late()
 
     def is_ready(self) -> bool:
         """Return whether it has started, and can be or is called."""
