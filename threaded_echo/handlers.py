@@ -72,7 +72,7 @@ class ClientHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         """Process each chunk until the client ends its stream, or a stop does."""
-        receive, send = self.request.recv, self._sender()
+        receive, send = self._rest_of_stream(), self._sender()
         process: Callable[[Any], Any] = self.process
         if self._may_be_idle():
             process = while_busy(self.client, process)
@@ -97,21 +97,22 @@ class ClientHandler(socketserver.BaseRequestHandler):
         self.client.send(data)
 
     def receive_exactly(self, n: int, timeout: float | None = None) -> bytes:
-        """Receive exactly ``n`` bytes, for a ``handle`` of one's own.
+        """Receive exactly ``n`` bytes, for ``setup`` and a ``handle`` of one's own.
 
         ``timeout``: seconds for all of them; ``None``: no limit. Raises EOFError if the stream ends before, which a
         stop or a disconnect does, too, and TimeoutError if the time is up. After a TimeoutError the connection is as
         it was, and the next call goes on with what has come so far. If ``handle`` lets them pass, the client is ended;
         an EOFError is not counted as a failure.
 
-        What arrives beyond the message is kept for the next call of this method or `receive_until`. Whoever reads
-        ``self.request`` itself, as `process` does, misses that. On a TLS connection a call with a time-out waits for
-        another thread's `Client.send` to end. *Thread safety*: the handler's own thread.
+        What arrives beyond the message is kept for the next call of this method or `receive_until`. What is left after
+        ``setup`` is what `process` is called with first. Whoever reads ``self.request`` itself misses it. On a TLS
+        connection a call with a time-out waits for another thread's `Client.send` to end. *Thread safety*: the
+        handler's own thread.
         """
         return self._receiver().exactly(self.request, n, timeout)
 
     def receive_until(self, separator: bytes = b"\n", limit: int = 65536, timeout: float | None = None) -> bytes:
-        """Receive all bytes up to and including ``separator``, for a ``handle`` of one's own.
+        """Receive all bytes up to and including ``separator``, for ``setup`` and a ``handle`` of one's own.
 
         ``limit``: the most bytes ahead of the separator. Raises `LineTooLong` if there are more, and otherwise what
         `receive_exactly` does; the rest of what is said there is true here, too.
@@ -119,6 +120,10 @@ class ClientHandler(socketserver.BaseRequestHandler):
         return self._receiver().until(self.request, separator, limit, timeout)
 
     _received: Receiver | None = None  # made on first use
+
+    def _rest_of_stream(self) -> Callable[[int], bytes]:
+        """Return what receives for `process`: the connection itself, unless ``setup`` has received messages from it."""
+        return self.request.recv if self._received is None else self._received.rest_of(self.request)
 
     def _receiver(self) -> Receiver:
         if self._received is None:
@@ -187,7 +192,7 @@ class LineHandler(ClientHandler):
     def handle(self) -> None:
         """Process each line until the client ends its stream, or a stop does."""
         self._replies: list[bytes] = []
-        receive, send, limit = self.request.recv, self._sender(), self.max_line
+        receive, send, limit = self._rest_of_stream(), self._sender(), self.max_line
         process: Callable[[Any], Any] = self.process
         process_lines: Callable[[Any], Any] = self._process_lines
         self._reply = self._flush

@@ -166,8 +166,9 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
     Option("one_cpu", False, _flag,
            "Keep the serving thread and the handler threads on one processor, on Linux; elsewhere it has no effect. "
            "With the GIL one thread at a time runs anyway, and waking one on another processor costs more than that "
-           "processor gives. Worker processes, and the threads of an executor, are not kept there; other processes "
-           "that a handler starts are."),
+           "processor gives. Set it if handlers mostly wait for their clients, and compute little or in worker "
+           "processes; not without the GIL, nor if handlers compute in C code that releases it. Worker processes, and "
+           "the threads of an executor, are not kept there; other processes that a handler starts are."),
     Option("linger_timeout", 0.0, check_seconds,
            "Seconds for which run() lets live clients go on after the first signal, or at the end of its duration, "
            "before it stops. It accepts no more clients then, and has closed the listening socket, which another "

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from threaded_echo import ClientHandler, LineTooLong
+from threaded_echo import ClientHandler, LineHandler, LineTooLong
 from threaded_echo.clients import receiving
 from threaded_echo.clients.receiving import Receiver
 from threaded_echo.transport.deadline import Deadline
@@ -365,3 +365,44 @@ def test_own_time_out_of_the_socket_stays(serve):
     with connect_tls(server) as client:
         client.sendall(b"ab")
         assert receive_all(client) == b"%d" % GUARD
+
+
+@pytest.mark.parametrize("base, sent, reply", [
+    (ClientHandler, b"ann\nrest", b"ann: rest"), (ClientHandler, b"ann\n", b""),
+    (LineHandler, b"ann\none\r\ntwo\nthree", b"ann: one\nann: two\nann: three\n"), (LineHandler, b"ann\n", b""),
+])
+@pytest.mark.parametrize("options", [{}, {"idle_timeout": GUARD}], ids=["plain", "idle"])
+def test_what_has_come_with_a_login_in_setup_is_processed(serve, base, sent, reply, options):
+    """A client need not wait for an answer to its first message before it sends the second one."""
+    class Handler(base):
+        """Expects a name first."""
+
+        def setup(self):
+            """Receive it."""
+            self.user = self.receive_until(timeout=GUARD).strip()
+
+        def process(self, data):
+            """Say who has said it."""
+            return self.user + b": " + data
+
+    assert ask(serve(Handler, **options), sent) == reply
+
+
+def test_rest_that_is_longer_than_is_asked_for_is_received_in_parts(plain):
+    """Then the connection's own bytes follow."""
+    plain.outer.sendall(b"name\nabcde")
+    assert plain.receiver.until(plain.request, b"\n", 10, None) == b"name\n"
+    receive_rest = plain.receiver.rest_of(plain.request)
+    assert [receive_rest(3), receive_rest(3)] == [b"abc", b"de"]
+    plain.outer.sendall(b"fg")
+    assert receive_rest(3) == b"fg"
+
+
+def test_rest_of_another_connection_is_not_processed(plain):
+    """Bytes ahead of a handshake do not pass for what comes after it, here either."""
+    plain.outer.sendall(b"name\nslipped in")
+    assert plain.receiver.until(plain.request, b"\n", 10, None) == b"name\n"
+    other, peer = socket.socketpair()
+    with other, peer:
+        peer.sendall(b"own")
+        assert plain.receiver.rest_of(other)(99) == b"own"

@@ -39,4 +39,4 @@ def test_package_that_is_missing_is_told(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "proxyprotocol.detect", None)
     assert run(["--port", "0", "--proxy-protocol", "127.0.0.1"]) == (cli.FAILED, [])
     assert capsys.readouterr().err == ("threaded_echo: the option proxy_protocol needs the package proxy-protocol: "
-                                       "python3 -m pip install 'threaded_echo[proxy]'\n")
+                                       "python3 -m pip install proxy-protocol\n")

@@ -297,7 +297,7 @@ def test_request_that_is_no_socket_is_refused():
 def test_package_that_is_missing_is_named(monkeypatch):
     """The error says how to install it."""
     monkeypatch.setitem(sys.modules, "proxyprotocol.detect", None)
-    with pytest.raises(ImportError, match=r"pip install 'threaded_echo\[proxy\]'"):
+    with pytest.raises(ImportError, match="pip install proxy-protocol$"):
         proxy_protocol.require()
 
 

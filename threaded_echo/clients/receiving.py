@@ -6,6 +6,7 @@ goes on with it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import LineTooLong, ReceiveTimeout, StreamEnded
@@ -53,6 +54,13 @@ class Receiver:
             searched = max(0, length - len(separator) + 1)
             self._receive(0, deadline, is_first, f"{length:,} bytes without {separator!r}")
             is_first = False
+
+    def rest_of(self, request: Any) -> Callable[[int], bytes]:
+        """Return what receives on as ``request.recv`` does, beginning with what has come beyond the last message."""
+        recv: Callable[[int], bytes] = request.recv
+        if request is not self._request:  # see _begin
+            return recv
+        return lambda size: self._take(size) if self._buffer else recv(size)
 
     def _begin(self, request: Any, timeout: float | None) -> Deadline:
         """Return the deadline of the message that begins.

@@ -54,7 +54,7 @@ def require() -> None:
         import proxyprotocol.detect  # noqa: F401
     except ImportError as error:
         raise ImportError("the option proxy_protocol needs the package proxy-protocol: "
-                          "python3 -m pip install 'threaded_echo[proxy]'") from error
+                          "python3 -m pip install proxy-protocol") from error
 
 
 def read_address(connection: Any, networks: Sequence[Network], deadline: Deadline) -> Any:
