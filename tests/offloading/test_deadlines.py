@@ -16,9 +16,9 @@ from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTC
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import channel, iterations, processes, worker
 from threaded_echo.offloading.call import Call, CallerLeft, Terms
+from threaded_echo.offloading.messages import pickle_call
 from threaded_echo.offloading.waiting import wait_with_caller
 from threaded_echo.offloading.wire import Disconnected
-from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 from ..tools import GUARD, connect, receive, running, until, wait_until

@@ -18,8 +18,8 @@ from threaded_echo.clients.period import Period
 from threaded_echo.offloading import iterations, worker
 from threaded_echo.offloading.call import AHEAD, Call
 from threaded_echo.offloading.child import run_iteration
-from threaded_echo.offloading.messages import CLOSE, ERROR, ITEM, ITERATE, NEXT, RESULT, Received
-from threaded_echo.offloading.worker import NotBegun, Worker, pickle_call
+from threaded_echo.offloading.messages import CLOSE, ERROR, ITEM, ITERATE, NEXT, RESULT, Received, pickle_call
+from threaded_echo.offloading.worker import NotBegun, Worker
 
 from .. import calls
 from ..conftest import LOOPBACK
