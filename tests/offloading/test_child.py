@@ -7,9 +7,8 @@ import types
 import pytest
 
 from threaded_echo.offloading.child import run_call
-from threaded_echo.offloading.messages import CALL, RESULT, Message, Received
+from threaded_echo.offloading.messages import CALL, RESULT, Message, Received, pickle_call
 from threaded_echo.offloading.wire import HEADER, Disconnected
-from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 from .tools import channels

@@ -9,16 +9,18 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from typing import Any
 
 import pytest
 
 from threaded_echo import ClientHandler, LineHandler, ServerStopping, ThreadedTCPServer, WorkerDied, WorkerProcesses
 from threaded_echo.clients.period import Period
+from threaded_echo.offloading import calls as offloaded_calls
 from threaded_echo.offloading import channel, iterations, processes, worker
 from threaded_echo.offloading.call import Call, CallerLeft, Terms
+from threaded_echo.offloading.messages import pickle_call
 from threaded_echo.offloading.waiting import wait_with_caller
 from threaded_echo.offloading.wire import Disconnected
-from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 from ..tools import GUARD, connect, receive, running, until, wait_until
@@ -560,6 +562,20 @@ def test_stop_as_a_client_goes_is_what_its_handler_is_told_of(monkeypatch, meeti
         meeting.welcome()
         server.clients[1].disconnect()
         assert isinstance(told.get(timeout=GUARD), ServerStopping)
+
+
+def test_stop_as_a_client_goes_for_whose_iteration_a_worker_starts_is_what_is_told(monkeypatch):
+    """Whichever came first."""
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=1) as server:
+        def leave(*arguments: Any) -> None:
+            """Be left, and let a stop come just then."""
+            server._threaded_state.stopping.period.force()
+            arguments[-1]()
+            raise CallerLeft(False)
+
+        monkeypatch.setattr(offloaded_calls, "iterate_in_worker", leave)
+        with pytest.raises(ServerStopping):
+            next(server.offload_iter(calls.numbers, 1))
 
 
 def test_slow_call_is_logged_while_it_runs(serve, meeting, caplog):

@@ -18,8 +18,8 @@ from threaded_echo.clients.period import Period
 from threaded_echo.offloading import iterations, worker
 from threaded_echo.offloading.call import AHEAD, Call
 from threaded_echo.offloading.child import run_iteration
-from threaded_echo.offloading.messages import CLOSE, ERROR, ITEM, ITERATE, NEXT, RESULT, Received
-from threaded_echo.offloading.worker import NotBegun, Worker, pickle_call
+from threaded_echo.offloading.messages import CLOSE, ERROR, ITEM, ITERATE, NEXT, RESULT, Received, pickle_call
+from threaded_echo.offloading.worker import NotBegun, Worker
 
 from .. import calls
 from ..conftest import LOOPBACK
@@ -666,3 +666,14 @@ def test_iterator_that_leaves_its_call_takes_no_slots_from_others(serve):
         with pytest.raises(OffloadRefused):
             server.offload(calls.square, 3)
         gate.release.set()
+
+
+def test_stop_that_kills_the_worker_is_what_the_one_who_waits_is_told(meeting):
+    """Not that it has died."""
+    with serving(1) as server:
+        with calling(next, server.offload_iter(calls.meet_for_each, meeting.address, 1)) as outcome:
+            meeting.welcome()
+            server._threaded_state.stopping.period.force()
+            server._threaded_state.offloads.give_up()
+        assert isinstance(outcome[0], ServerStopping)
+        meeting.dismiss()

@@ -11,9 +11,8 @@ from functools import partial
 import pytest
 
 from threaded_echo.offloading import channel, messages
-from threaded_echo.offloading.messages import RESULT, Message, Received
+from threaded_echo.offloading.messages import RESULT, Message, Received, pickle_call
 from threaded_echo.offloading.wire import Disconnected
-from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 from ..tools import GUARD, running

@@ -15,7 +15,8 @@ from threaded_echo import ServerStopping, WorkerDied
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import processes, worker
 from threaded_echo.offloading.processes import Workers
-from threaded_echo.offloading.worker import NotBegun, Worker, pickle_call
+from threaded_echo.offloading.messages import pickle_call
+from threaded_echo.offloading.worker import NotBegun, Worker
 
 from .. import calls
 from ..tools import GUARD, together

@@ -11,6 +11,7 @@ from threaded_echo import ServerStopping, WorkerThreads
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import thread_items
 from threaded_echo.offloading.call import AHEAD, Call
+from threaded_echo.offloading.executors import run_inline
 from threaded_echo.offloading.turns import Turn
 from threaded_echo.transport.waker import Waker
 
@@ -206,3 +207,12 @@ def test_stop_between_two_looks_does_not_end_an_iteration_as_if_it_were_complete
     with pytest.raises(ServerStopping):
         work.result()
     waker.close()
+
+
+def test_call_that_a_stop_has_given_up_on_its_way_to_a_thread_does_not_begin():
+    """The thread that has just taken it up looks."""
+    period, begun = Period(), threading.Event()
+    period.force()
+    with pytest.raises(ServerStopping):
+        run_inline(Call(period, None, begun.set, (), {}, nullcontext))
+    assert not begun.is_set()

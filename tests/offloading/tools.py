@@ -15,10 +15,10 @@ from typing import Any
 from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer, WorkerThreads
 from threaded_echo.clients.period import Period
 from threaded_echo.offloading import channel
+from threaded_echo.offloading.messages import pickle_call
 from threaded_echo.offloading.pipe_channel import PipeChannel
 from threaded_echo.offloading.processes import Workers
 from threaded_echo.offloading.threads import warned
-from threaded_echo.offloading.worker import pickle_call
 
 from .. import calls
 from ..tools import GUARD, LOOPBACK, Gate, Meeting, running, until, wait_until

@@ -203,8 +203,7 @@ class Offloads(Slots):
 
     def _items_of_worker(self, turn: Turn, count: int) -> Generator[Any, None, None]:
         workers = self._find_workers()
-        from .messages import ITERATE  # loaded by now
-        from .worker import pickle_call
+        from .messages import ITERATE, pickle_call  # loaded by now
         call = turn.call
         with pickle_call(call.function, call.args, call.kwargs, ITERATE) as message:
             self._wait_for_slot(turn)
@@ -246,7 +245,7 @@ class Offloads(Slots):
 
     def _run_in_worker(self, turn: Turn, count: int) -> Any:
         workers = self._find_workers()
-        from .worker import pickle_call  # loaded by now
+        from .messages import pickle_call  # loaded by now
         call = turn.call
         with pickle_call(call.function, call.args, call.kwargs) as message, self._slot(turn):
             try:

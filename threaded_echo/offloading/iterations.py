@@ -43,17 +43,23 @@ def iterate(worker: Worker, call: Message, caller: Call) -> Iterator[Any]:
             reply = worker.ask(NEXT, caller)
     except CallerLeft as left:
         is_connected = left.is_connected
-    finally:
-        if not is_over and caller.is_late():
+        if caller.is_late():
             worker.end()
-        elif not is_over and worker.is_alive():
+    finally:
+        if not is_over and worker.is_alive():
             close(worker, caller)
     caller.check(is_connected)
     raise ServerStopping("the server has ended this call as it stopped")
 
 
 def close(worker: Worker, caller: Call) -> None:
-    """Have a worker close its generator, and wait for that; kill it if that takes longer than CLOSE_TIMEOUT."""
+    """Have a worker close its generator, and wait for that; kill it if that takes longer than CLOSE_TIMEOUT.
+
+    One whose caller is late is killed at once.
+    """
+    if caller.is_late():
+        worker.end()
+        return
     deadline = time.monotonic() + CLOSE_TIMEOUT
     try:
         worker.send(CLOSE)

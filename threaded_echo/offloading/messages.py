@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from .call import name_of
 from .channel import HAS_SOCKETS, MOST_DESCRIPTORS, Channel
 from .wire import Disconnected, close_descriptors
 
@@ -114,6 +115,26 @@ class _Pickler(pickle.Pickler):
                 return self._message.reduce_connection(each)
         reduce = ForkingPickler._extra_reducers.get(kind)  # type: ignore[attr-defined]
         return NotImplemented if reduce is None else reduce(each)
+
+
+def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+                kind: int = CALL) -> Message:
+    """Pickle a call. Raises TypeError, with the reason and what to do, if that is not possible."""
+    name = name_of(function)
+    try:
+        return Message(kind, (function, args, kwargs), name)
+    except Exception as error:  # whatever an object's own pickling raises
+        advice = ("its arguments have to be objects that can be pickled" if _can_be_pickled(function) else
+                  "use a function of a module")
+        raise TypeError(f"{name} cannot be sent to a worker process: {advice} ({error})") from error
+
+
+def _can_be_pickled(function: Callable[..., Any]) -> bool:
+    try:
+        Message(CALL, function).close()
+    except Exception:  # as in pickle_call
+        return False
+    return True
 
 
 class Received:

@@ -18,17 +18,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ..clients.client import Client
 from ..errors import WorkerDied
-from .call import Call, CallerLeft, name_of
+from .call import Call, CallerLeft
 from .channel import make_ends, open_end
 from .child import work
 from .initializing import WorkerProcesses
-from .messages import CALL, ERROR, INITIALIZE, Message, Received
+from .messages import ERROR, INITIALIZE, Message, Received, pickle_call
 from .waiting import MOST_SECONDS, wait_with_caller
 from .wire import Disconnected, wait
 
@@ -344,23 +344,3 @@ def _sigint_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def pickle_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-                kind: int = CALL) -> Message:
-    """Pickle a call. Raises TypeError, with the reason and what to do, if that is not possible."""
-    name = name_of(function)
-    try:
-        return Message(kind, (function, args, kwargs), name)
-    except Exception as error:  # whatever an object's own pickling raises
-        advice = ("its arguments have to be objects that can be pickled" if _can_be_pickled(function) else
-                  "use a function of a module")
-        raise TypeError(f"{name} cannot be sent to a worker process: {advice} ({error})") from error
-
-
-def _can_be_pickled(function: Callable[..., Any]) -> bool:
-    try:
-        Message(CALL, function).close()
-    except Exception:  # as in pickle_call
-        return False
-    return True
