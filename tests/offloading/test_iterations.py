@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ import pytest
 from threaded_echo import (
     ClientHandler, LineHandler, OffloadRefused, ServerStopping, ThreadedTCPServer, WorkerDied, WorkerThreads)
 from threaded_echo.clients.period import Period
+from threaded_echo.offloading import calls as offloads
 from threaded_echo.offloading import iterations, worker
-from threaded_echo.offloading.call import AHEAD, Call
+from threaded_echo.offloading.call import AHEAD, Call, CallerLeft
+from threaded_echo.offloading.executors import run_inline
 from threaded_echo.offloading.child import run_iteration
 from threaded_echo.offloading.messages import CLOSE, ERROR, ITEM, ITERATE, NEXT, RESULT, Received, pickle_call
 from threaded_echo.offloading.worker import NotBegun, Worker
@@ -677,3 +680,35 @@ def test_stop_that_kills_the_worker_is_what_the_one_who_waits_is_told(meeting):
             server._threaded_state.offloads.give_up()
         assert isinstance(outcome[0], ServerStopping)
         meeting.dismiss()
+
+
+def test_client_that_goes_as_the_worker_dies_is_what_the_handler_is_told_of():
+    """There is no generator left to close."""
+    def leave(*arguments: object) -> None:
+        """Find that the client has gone."""
+        raise CallerLeft(False)
+
+    dead = SimpleNamespace(exchange=leave, is_alive=lambda: False)
+    caller = Call(Period(), None, calls.numbers, (3,), {}, nullcontext)
+    with pytest.raises(ConnectionAbortedError):
+        next(iterations.iterate(dead, SimpleNamespace(close=bool), caller))
+
+
+def test_iteration_that_a_stop_has_overtaken_is_told_so(monkeypatch):
+    """Its caller would wait on, but for the stop."""
+    def leave(*arguments: object) -> Iterator[Any]:
+        """Find that nobody waits."""
+        raise CallerLeft(True)
+        yield
+
+    monkeypatch.setattr(offloads, "iterate_in_worker", leave)
+    with serving(1) as server, pytest.raises(ServerStopping):
+        next(server.offload_iter(calls.numbers, 3))
+
+
+def test_call_that_a_stop_has_overtaken_does_not_begin():
+    """The stop came when the call was on its way to its thread."""
+    period = Period()
+    period.force()
+    with pytest.raises(ServerStopping):
+        run_inline(Call(period, None, calls.fail, ("it ran",), {}, nullcontext))

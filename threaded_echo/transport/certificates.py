@@ -172,7 +172,5 @@ def _refuse() -> str:
 
 
 def _reason(error: ssl.SSLError) -> str:
-    """Say what is wrong in OpenSSL's words: "key values mismatch". It has none for a file without a key."""
-    if error.reason is None:
-        return "a certificate or its private key is not there, or is not in PEM"
-    return error.reason.replace("_", " ").lower()
+    """Say what is wrong in OpenSSL's words: "key values mismatch"."""
+    return (error.reason or str(error)).replace("_", " ").lower()
