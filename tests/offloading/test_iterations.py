@@ -712,3 +712,10 @@ def test_call_that_a_stop_has_overtaken_does_not_begin():
     period.force()
     with pytest.raises(ServerStopping):
         run_inline(Call(period, None, calls.fail, ("it ran",), {}, nullcontext))
+
+
+def test_worker_of_an_iteration_that_is_left_after_its_time_is_ended_at_once():
+    """It is not given the time to close its generator, of which there is none left."""
+    ended = []
+    iterations.close(SimpleNamespace(end=lambda: ended.append(True)), SimpleNamespace(is_late=lambda: True))
+    assert ended == [True]
