@@ -1,6 +1,8 @@
 """Whatever comes, in whatever pieces: lines and messages, by hypothesis."""
 from __future__ import annotations
 
+import ipaddress
+import socket
 import threading
 from types import SimpleNamespace
 
@@ -9,6 +11,10 @@ from hypothesis import strategies as st
 
 from threaded_echo import LineHandler, LineTooLong
 from threaded_echo.clients.receiving import Receiver
+from threaded_echo.transport import proxy_protocol
+from threaded_echo.transport.deadline import Deadline
+
+from ..transport.test_proxy_protocol import v2
 
 FUZZ = settings(deadline=None, max_examples=300, derandomize=True, database=None)
 
@@ -103,3 +109,51 @@ def test_messages_follow_each_other_without_a_byte_lost(text_and_pieces, wanted)
             return
         assert text.startswith(message)
         text = text[len(message):]
+
+
+def header_of(version, source, port):
+    """Make the header that a proxy sends for a client."""
+    four = source.version == 4
+    if version == 1:
+        return b"PROXY TCP%d %s %s %d 80\r\n" % (source.version, str(source).encode(), str(source).encode(), port)
+    return v2(0x21, 0x11 if four else 0x21, source.packed * 2 + port.to_bytes(2, "big") + b"\0P")
+
+
+@st.composite
+def beginnings(draw):
+    """Make what a connection begins with: headers, some with bytes changed or cut off, and what is none at all."""
+    kind = draw(st.sampled_from(["whole", "changed", "cut", "none"]))
+    source = draw(st.ip_addresses())
+    port = draw(st.integers(0, 65535))
+    header = header_of(draw(st.sampled_from([1, 2])), source, port)
+    if kind == "none":
+        header = draw(st.sampled_from([b"PROXY ", header[:16], b""])) + draw(st.binary(max_size=60))
+    elif kind == "changed":
+        place = draw(st.integers(0, len(header) - 1))
+        header = header[:place] + draw(st.binary(min_size=1, max_size=2)) + header[place + 1:]
+    elif kind == "cut":
+        header = header[:draw(st.integers(0, len(header) - 1))]
+    return kind == "whole", header, source, port
+
+
+@FUZZ
+@given(beginnings(), st.binary(max_size=40))
+def test_proxy_header_is_believed_or_refused_and_nothing_beyond_it_is_taken(beginning, rest):
+    """Whatever it is, it ends by an address or by an error of its own, without a wait."""
+    is_whole, header, source, port = beginning
+    proxy, server = socket.socketpair()
+    with proxy, server:
+        proxy.sendall(header + rest)
+        proxy.shutdown(socket.SHUT_WR)
+        try:
+            address = proxy_protocol.read_address(server, ("unix",), Deadline(10))
+        except OSError:
+            assert not is_whole
+            return
+        left = b"".join(iter(lambda: server.recv(4096), b""))
+    if is_whole:
+        mapped = source.version == 6 and source.ipv4_mapped
+        assert (ipaddress.ip_address(address[0]), address[1]) == (mapped or source, port) and left == rest
+    elif address is not None:
+        assert isinstance(address, str) or 0 <= address[1] <= 65535 and ipaddress.ip_address(address[0])
+        assert (header + rest).endswith(left)

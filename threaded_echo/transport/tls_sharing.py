@@ -53,7 +53,7 @@ class SharedTLSSocket(ssl.SSLSocket):
     """A socket that `share` has changed. The order of its locks: ``_sending``, then ``_using``."""
 
     _sslobj: Any  # OpenSSL's part, as ssl has it; None without TLS
-    _using: threading.RLock  # held while OpenSSL does something for the connection, and by who changes its time-out
+    _using: threading.RLock  # held while OpenSSL does something for the connection, and while its time-out is changed
     _sending: threading.RLock  # held during one send, which may have to wait in its middle
     _room = 0  # bytes that may be sent before the kernel is asked again whether it has room; guarded by _sending
     _timeout: float | None  # what was set; while it is TLS, the descriptor's own is 0
