@@ -22,13 +22,14 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-from .accepting.loop import Background, Loop, Loops
+from .accepting.loop import Loop, Loops
 from .clients.client import Client
 from .clients.deadlines import Deadlines
 from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, client_in_hand
 from .report import StopReport, Survivor, stacks_of
+from .stop import Stop
 
 logger = logging.getLogger("threaded_echo")
 
@@ -58,47 +59,6 @@ class Offloading(Protocol):
         """Return whether an offloaded function runs in a thread."""
 
 
-class _Stop:
-    """A stop in progress. Its fields are guarded by the server's lock."""
-
-    def __init__(self, drain: float, force: float, patient: bool, gone: int,
-                 background: Background | None) -> None:
-        self.started = time.monotonic()
-        self.drain_until = self.started + drain
-        self.force = force
-        self.force_until: float | None = None  # set once the connections have been cut
-        self.patient = patient  # seconds were given: it waits for what an earlier stop has given up on, too
-        self.gone_before = gone
-        self.drained = 0
-        self.background = background  # the thread of start(); a later start() may already wait for this stop to end
-        self.leader = threading.current_thread()
-        self.inside: dict[threading.Thread, Client | None] = {}  # the callers from inside, and whom they serve
-        self.called_inside: dict[threading.Thread, Client | None] = {}  # the same, and those that have returned
-        self.to_close: list[Callable[[], None]] = []
-        self.watchers: list[threading.Thread] = []  # of deadlines, that have not returned in time
-        self.error: BaseException | None = None  # what closing has raised
-        self.is_over = False
-        self.report: StopReport | None = None  # for callers from outside
-
-    def hasten(self, drain: float | None, force: float | None) -> None:
-        """Shorten what is left; ``None`` leaves it as it is."""
-        now = time.monotonic()
-        if drain is not None:
-            self.drain_until = min(self.drain_until, now + drain)
-        if force is not None:
-            self.force = min(self.force, force)
-            if self.force_until is not None:
-                self.force_until = min(self.force_until, now + force)
-
-    def go_on(self) -> None:
-        """Make the calling thread the leader."""
-        self.leader = threading.current_thread()
-        self.is_over = False
-
-    def until(self) -> float:
-        return self.drain_until if self.force_until is None else self.force_until
-
-
 class Stopping:
     """The stops of one server, and its way back to serving. Its fields are guarded by the registry's lock."""
 
@@ -109,7 +69,7 @@ class Stopping:
         self._loops = loops
         self._offloads = offloads
         self._deadlines = deadlines
-        self._current: _Stop | None = None
+        self._current: Stop | None = None
         self._given_up: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._left_waiting: set[Client] = set()  # given up without a thread, as a program's executor has none for them
         self.period = Period()  # a new one when serving begins again
@@ -153,7 +113,7 @@ class Stopping:
         """
         me = threading.current_thread()
         client = client_in_hand(self._registry)
-        followed: _Stop | None = None  # a stop that is over, and has left something for this caller to wait for
+        followed: Stop | None = None  # a stop that is over, and has left something for this caller to wait for
         while True:
             with self._registry.lock:
                 stop = self._current
@@ -190,20 +150,20 @@ class Stopping:
                 self._current.hasten(0, None)
                 self._registry.changed.notify_all()
 
-    def _is_awaited(self, stop: _Stop, me: threading.Thread, client: Client | None) -> bool:
+    def _is_awaited(self, stop: Stop, me: threading.Thread, client: Client | None) -> bool:
         """Return whether a stop waits for the calling thread, which may have left its client or its loop already."""
         return (me in self._threads.running or me is stop.background or self._registry.owns(client)
                 or self._offloads.runs_in(me)
                 or any(loop.thread is me for loop in self._loops.running))
 
     def _make_locked(self, defaults: tuple[float, float], drain: float | None, force: float | None,
-                     remember: bool) -> _Stop:
+                     remember: bool) -> Stop:
         if remember and not self._loops.in_forever_locked():
             self._loops.ends_next = True
-        return _Stop(defaults[0] if drain is None else drain, defaults[1] if force is None else force,
+        return Stop(defaults[0] if drain is None else drain, defaults[1] if force is None else force,
                      drain is not None or force is not None, self._registry.gone(), self._loops.background)
 
-    def _begin_locked(self, stop: _Stop) -> None:
+    def _begin_locked(self, stop: Stop) -> None:
         """Begin a stop, or go on with it: no more accepting."""
         stop.go_on()
         self._current = stop
@@ -220,7 +180,7 @@ class Stopping:
 
     # The leader's steps, in their order.
 
-    def _lead(self, stop: _Stop) -> StopReport:
+    def _lead(self, stop: Stop) -> StopReport:
         """Take a stop through its steps."""
         me = threading.current_thread()
         inside = me in stop.inside
@@ -252,7 +212,7 @@ class Stopping:
                 self._current = None
                 self._registry.changed.notify_all()
 
-    def _close(self, stop: _Stop) -> None:
+    def _close(self, stop: Stop) -> None:
         """Close what the callers want closed: first the program's own server_close, if one has asked for it."""
         while True:
             with self._registry.lock:
@@ -265,7 +225,7 @@ class Stopping:
             except BaseException as error:  # a program's own: the stop goes on, and raises it at its end
                 stop.error = error
 
-    def _drain(self, stop: _Stop, inside: bool) -> bool:
+    def _drain(self, stop: Stop, inside: bool) -> bool:
         """Wait until nothing runs any more, and close what other callers want closed meanwhile; False if time is up."""
         while True:
             over = self._wait(lambda: bool(stop.to_close) or self._is_quiet(stop, inside), stop.until)
@@ -273,7 +233,7 @@ class Stopping:
                 return over
             self._close(stop)
 
-    def _force(self, stop: _Stop) -> None:
+    def _force(self, stop: Stop) -> None:
         """Give up offloaded calls; cut the connections that are left, but not of handlers that wait for this stop."""
         with self._registry.lock:
             stop.drained = self._registry.gone() - stop.gone_before
@@ -285,7 +245,7 @@ class Stopping:
             if client not in spared:
                 client._cut("stop")
 
-    def _join(self, stop: _Stop) -> None:
+    def _join(self, stop: Stop) -> None:
         """Join every thread that has ended, and those that a program has added; give up on the others."""
         tail = time.monotonic() + _TAIL
         with self._registry.lock:
@@ -320,7 +280,7 @@ class Stopping:
 
     # The followers.
 
-    def _follow(self, stop: _Stop) -> StopReport | None:
+    def _follow(self, stop: Stop) -> StopReport | None:
         """Wait until a stop is over; ``None`` if there may be something left that this caller has to wait for."""
         me = threading.current_thread()
         inside = me in stop.inside
@@ -349,14 +309,14 @@ class Stopping:
                 self._registry.changed.wait(min(remaining, _LOOK))
         return True
 
-    def _loops_over(self, stop: _Stop, me: threading.Thread) -> bool:
+    def _loops_over(self, stop: Stop, me: threading.Thread) -> bool:
         """Return whether the serving threads are out of their loops, but for callers of this stop."""
         serving = [loop.thread for loop in self._loops.running]
         if stop.background is not None and not stop.background.is_over:
             serving.append(stop.background)
         return all(thread is me or thread in stop.inside for thread in serving)
 
-    def _is_quiet(self, stop: _Stop, inside: bool) -> bool:
+    def _is_quiet(self, stop: Stop, inside: bool) -> bool:
         """Return whether nothing runs any more that a caller may wait for: from inside, none of those is."""
         spared = set(stop.called_inside) if inside else set()
         spared_clients = set(stop.called_inside.values()) - {None} if inside else set()
@@ -377,7 +337,7 @@ class Stopping:
 
     # The report.
 
-    def _report(self, stop: _Stop, inside: bool, log: bool = False, with_stacks: bool = True) -> StopReport:
+    def _report(self, stop: Stop, inside: bool, log: bool = False, with_stacks: bool = True) -> StopReport:
         """Say what the stop has done; the leader logs what is still running."""
         with self._registry.lock:
             ended = self._registry.gone() - stop.gone_before
@@ -395,7 +355,7 @@ class Stopping:
                 self._left_waiting.update(client for client, thread in left if client is not None and thread is None)
         return StopReport(drained, ended - drained, survivors, time.monotonic() - stop.started)
 
-    def _left(self, stop: _Stop, spared: set[threading.Thread]) -> list[tuple[Client | None, threading.Thread | None]]:
+    def _left(self, stop: Stop, spared: set[threading.Thread]) -> list[tuple[Client | None, threading.Thread | None]]:
         """Find what still runs: clients and their threads, then threads without a client."""
         left: dict[Client, threading.Thread | None] = {client: client.thread
                                                        for client in self._registry.clients()}
