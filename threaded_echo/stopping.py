@@ -161,7 +161,7 @@ class Stopping:
         if remember and not self._loops.in_forever_locked():
             self._loops.ends_next = True
         return Stop(defaults[0] if drain is None else drain, defaults[1] if force is None else force,
-                     drain is not None or force is not None, self._registry.gone(), self._loops.background)
+                    drain is not None or force is not None, self._registry.gone(), self._loops.background)
 
     def _begin_locked(self, stop: Stop) -> None:
         """Begin a stop, or go on with it: no more accepting."""
