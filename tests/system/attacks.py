@@ -159,7 +159,8 @@ def never_reads(server: Any, stack: ExitStack) -> Callable[[], object]:
     return lambda: [client.sendall(b"a line whose reply nobody reads\n" * 10_000) for client in clients]
 
 
-@attack("TLS handshakes that stall, before their first byte and in the middle", tls=True, handshake_timeout=1.0)
+@attack("TLS handshakes that stall, before their first byte and in the middle", tls=True, times=20,
+        handshake_timeout=1.0)
 def stalled_handshakes(server: Any, stack: ExitStack) -> Callable[[], object]:
     """Begin, and say no more."""
     def step() -> None:
@@ -213,7 +214,7 @@ def forged_header(server: Any, stack: ExitStack) -> Callable[[], object]:
     return step
 
 
-@attack("broken PROXY headers from a proxy", proxy_protocol=("127.0.0.2/32",), handshake_timeout=1.0)
+@attack("broken PROXY headers from a proxy", times=15, proxy_protocol=("127.0.0.2/32",), handshake_timeout=1.0)
 def broken_header(server: Any, stack: ExitStack) -> Callable[[], object]:
     """Send headers that are none, or never end."""
     chance = random.Random(4)
