@@ -72,9 +72,10 @@ class ClientHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         """Process each chunk until the client ends its stream, or a stop does."""
-        receive, send = self._rest_of_stream(), self._sender()
+        receive = self.request.recv if self._received is None else self._received.rest_of(self.request)
+        send = self._sender()
         process: Callable[[Any], Any] = self.process
-        if self._may_be_idle():
+        if self.server.idle_timeout is not None:  # type: ignore[attr-defined]
             process = while_busy(self.client, process)
         size = _CHUNK
         while data := receive(size):
@@ -119,11 +120,7 @@ class ClientHandler(socketserver.BaseRequestHandler):
         """
         return self._receiver().until(self.request, separator, limit, timeout)
 
-    _received: Receiver | None = None  # made on first use
-
-    def _rest_of_stream(self) -> Callable[[int], bytes]:
-        """Return what receives for `process`: the connection itself, unless ``setup`` has received messages from it."""
-        return self.request.recv if self._received is None else self._received.rest_of(self.request)
+    _received: Receiver | None = None  # made if ``setup``, or a ``handle`` of one's own, receives messages
 
     def _receiver(self) -> Receiver:
         if self._received is None:
@@ -160,10 +157,6 @@ class ClientHandler(socketserver.BaseRequestHandler):
             return self.client._connection.send
         return self.send
 
-    def _may_be_idle(self) -> bool:
-        """Return whether clients are ended for being idle; then it has to be known when they are not."""
-        return getattr(self.server, "idle_timeout", None) is not None
-
     def _check_reply(self, reply: object) -> None:
         """Raise TypeError, naming `process`, unless what it has returned is bytes-like."""
         try:
@@ -192,11 +185,12 @@ class LineHandler(ClientHandler):
     def handle(self) -> None:
         """Process each line until the client ends its stream, or a stop does."""
         self._replies: list[bytes] = []
-        receive, send, limit = self._rest_of_stream(), self._sender(), self.max_line
+        receive = self.request.recv if self._received is None else self._received.rest_of(self.request)
+        send, limit = self._sender(), self.max_line
         process: Callable[[Any], Any] = self.process
         process_lines: Callable[[Any], Any] = self._process_lines
         self._reply = self._flush
-        if self._may_be_idle():
+        if self.server.idle_timeout is not None:  # type: ignore[attr-defined]
             process, process_lines = while_busy(self.client, process), while_busy(self.client, process_lines)
             self._reply = while_resting(self.client, self._flush)
         size = _CHUNK
