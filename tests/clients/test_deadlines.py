@@ -494,6 +494,7 @@ def test_change_of_an_option_is_noticed_at_the_next_look(serve, clock):
     with connect(server) as connection:
         greet(connection)
         [client] = server.clients.values()
+        assert look(server) == 100.0
         server.lifetime = None
         assert look(server) == 100.0, "as often as before"
         clock.now += 100

@@ -137,8 +137,10 @@ def test_call_that_waits_in_the_executor_is_cancelled(executor, meeting):
         with pytest.raises(TimeoutError):
             server.offload_within(0, calls.meet, meeting.address)
         assert server.stats().offloads_running == 0
+        queue = executor._crew.queue
+        queued = queue.qsize()
         with calling(server.offload, calls.meet, meeting.address) as outcome:
-            wait_for(server, lambda stats: stats.offloads_running == 1)
+            until(lambda: queue.qsize() > queued)  # its slot comes before that
             executor.shutdown(wait=False, cancel_futures=True)
         assert isinstance(outcome[0], CancelledError)
         meeting.dismiss()
