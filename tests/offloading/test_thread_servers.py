@@ -276,6 +276,8 @@ with socket.create_connection(server.server_address) as client:
     client.sendall(b"\\n")
     begun.wait()
     print(server.stop(0, 0).clean)
+    while server.clients:  # until the handler, too, has seen that the stop has given its call up
+        threading.Event().wait(0.001)
 """) == "False\n"
 
 
