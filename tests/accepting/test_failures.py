@@ -14,7 +14,7 @@ from threaded_echo import ThreadedTCPServer
 from threaded_echo.accepting import failures
 
 from ..conftest import LOOPBACK
-from ..tools import Echo, ask, connect, receive_all, until, wait_until
+from ..tools import Echo, ask, connect, receive, receive_all, until, wait_until
 
 
 class FailingOnce(ThreadedTCPServer):
@@ -223,3 +223,15 @@ def test_broken_listener_that_an_idle_thread_finds_while_the_loop_is_elsewhere_e
     release.set()
     server._threaded_state.loops.background.join()
     assert seen.is_set()
+
+
+def test_listener_that_is_closed_under_the_server_harms_no_live_client(serve):
+    """Nobody else gets in, and the stop is clean."""
+    server = serve(Echo)
+    with connect(server) as client:
+        for message in (b"before", b"after"):
+            client.sendall(message)
+            assert receive(client, len(message)) == message
+            server.socket.close()
+        assert server.stop().clean
+        assert receive_all(client) == b""

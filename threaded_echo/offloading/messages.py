@@ -162,7 +162,7 @@ class Received:
             return pickle.load(self._stream)
         except Disconnected:
             raise
-        except Exception:
+        except Exception:  # an object's own: the next message has to be found behind this one
             self._stream.skip()
             raise
         finally:

@@ -85,7 +85,7 @@ def bind_all(places: Iterable[Place], options: Sequence[int]) -> list[socket.soc
                     listener.setsockopt(socket.SOL_SOCKET, option, 1)
                 place.prepare(listener)
                 listener.bind(place.address)
-    except BaseException:
+    except BaseException:  # an interrupt, too, must leave no socket behind
         for listener in bound:
             listener.close()
         raise
