@@ -25,6 +25,7 @@ from .clients.threads import MAX_IDLE, calling
 from .hooks_leaving import HOOKS
 from .hooks_serving import ServingHooks
 from .transport import tls
+from .transport.acceptor import acceptor_for
 from .transport.several import Listeners
 
 # If accept4(2) is missing (macOS, Windows), an accepted connection does not block if its listener does not.
@@ -40,6 +41,9 @@ class AcceptingHooks(ServingHooks):
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection; on a listener that was wrapped in TLS, without its handshake."""
         listener = getattr(self, "socket", None)
+        acceptor = self._threaded_state.acceptor
+        if acceptor is not None and acceptor.listener is listener:
+            return acceptor.accept()
         listeners = self._threaded_listeners
         if type(listener) is not socket.socket:
             wrapped = tls.as_tls(listener)
@@ -54,9 +58,16 @@ class AcceptingHooks(ServingHooks):
             request.setblocking(True)
         return request, address
 
-    def _threaded_check_listeners(self) -> None:
-        """Raise RuntimeError if a program accepts from ``socket`` in its own way, and there are others beside it."""
+    def _threaded_prepare_to_accept(self) -> None:
+        """Look at how clients are accepted from now on.
+
+        Raises RuntimeError if a program accepts from ``socket`` in its own way, and there are others beside it.
+        """
         listeners = self._threaded_listeners
+        acceptor = acceptor_for(getattr(self, "socket", None)) if listeners is None else None
+        if acceptor is not None and not _is(super().get_request, socketserver.TCPServer.get_request):
+            acceptor = None  # a class below the mix-in has its own
+        self._threaded_state.acceptor = acceptor
         if listeners is not None and listeners.others:
             if not _is(self.get_request, AcceptingHooks.get_request):
                 raise RuntimeError("a server with a get_request of its own can listen on one address only")

@@ -24,6 +24,7 @@ from .offloading.calls import Offloads
 from .options import Network, check_seconds, networks_of
 from .stopping import Stopping
 from .transport import proxy_protocol
+from .transport.acceptor import Acceptor
 from .transport.certificates import Certificates
 from .transport.kernel_timeouts import KernelTimeouts
 
@@ -45,6 +46,7 @@ class ServerState:
         self.kernel_timeouts = KernelTimeouts()
         self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads, self.deadlines)
         self.failures = AcceptFailures()
+        self.acceptor: Acceptor | None = None  # for the listener, if a quick one will do
         self.certificates = Certificates()
         self.networks: tuple[Network, ...] = ()  # of the proxies that are believed
         self.logs = BoundedLog(logging.getLogger("threaded_echo"))

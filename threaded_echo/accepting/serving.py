@@ -45,7 +45,7 @@ def _opens(server: Any, state: Any, loop: Loop) -> bool:
     """Start the workers and make the door; False if a stop has come first."""
     try:
         check_listening(server)
-        server._threaded_check_listeners()
+        server._threaded_prepare_to_accept()
         state.believe_proxies(server)
         state.limits.look_again(server)  # they may have been assigned to the class since it has served
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
@@ -72,7 +72,7 @@ def handle_request(server: Any, state: Any) -> None:
         state.offloads.open(server.executor, loop.period, state.one_cpu.lifted)
         if loop.stopped:
             return
-        server._threaded_check_listeners()
+        server._threaded_prepare_to_accept()
         _set_timeouts(server, state, loop)
         unblock(server)
         try:
