@@ -96,8 +96,8 @@ def test_send_in_process_keeps_the_order(serve):
 def test_slow_lines_do_not_hold_replies_back(serve, monkeypatch):
     """A reply that has waited longer than a moment is sent ahead of the next line."""
     entered, release = threading.Event(), threading.Event()
-    clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("threaded_echo.handlers.time", clock)
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr("threaded_echo.handlers.monotonic", lambda: clock.now)
 
     class Handler(LineHandler):
         """Takes its time for some lines."""

@@ -5,13 +5,13 @@ import logging
 import socket
 import socketserver
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from .clients.client import Client
-from .clients.deadlines import while_busy, while_resting
+from .clients.deadlines import activity_of, while_busy, while_resting
 from .clients.receiving import Receiver
 from .clients.threads import current_client
 from .errors import LineTooLong
@@ -75,12 +75,19 @@ class ClientHandler(socketserver.BaseRequestHandler):
         receive = self.request.recv if self._received is None else self._received.rest_of(self.request)
         send = self._sender()
         process: Callable[[Any], Any] = self.process
-        if self.server.idle_timeout is not None:  # type: ignore[attr-defined]
-            process = while_busy(self.client, process)
+        activity = activity_of(self.client, self.server)
         size = _CHUNK
         while data := receive(size):
             size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
-            reply = process(data)
+            if activity is None:
+                reply = process(data)
+            else:  # as `while_busy`, but for the price of a call
+                activity.busy = True
+                try:
+                    reply = process(data)
+                finally:
+                    activity.rested = monotonic()
+                    activity.busy = False
             if reply:
                 try:
                     send(reply)
@@ -178,6 +185,9 @@ class LineHandler(ClientHandler):
 
     max_line = 65536
 
+    _rest: list[bytes]  # the pieces of a line whose end has not come yet
+    _rest_length: int
+
     def process(self, line: bytes) -> bytes | None:
         """Take a line without its end, and return the reply (bytes-like) without its end; ``None``: no reply."""
         return None
@@ -190,31 +200,29 @@ class LineHandler(ClientHandler):
         process: Callable[[Any], Any] = self.process
         process_lines: Callable[[Any], Any] = self._process_lines
         self._reply = self._flush
-        if self.server.idle_timeout is not None:  # type: ignore[attr-defined]
-            process, process_lines = while_busy(self.client, process), while_busy(self.client, process_lines)
-            self._reply = while_resting(self.client, self._flush)
+        activity = activity_of(self.client, self.server)
+        if activity is not None:
+            process_lines, self._reply = while_busy(activity, process_lines), while_resting(activity, self._flush)
+        rest = self._rest = []
+        self._rest_length = 0
         size = _CHUNK
-        rest: list[bytes] = []  # the pieces of a line whose end has not come yet
-        length = 0
         while data := receive(size):
             size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
             if data.find(b"\n") == len(data) - 1 <= limit and not rest:  # one whole line: the usual case
-                reply = process(data[:-2] if data.endswith(b"\r\n") else data[:-1])
+                line = data[:-2] if data.endswith(b"\r\n") else data[:-1]
+                if activity is None:
+                    reply = process(line)
+                else:  # as `while_busy`, but for the price of a call
+                    activity.busy = True
+                    try:
+                        reply = process(line)
+                    finally:
+                        activity.rested = monotonic()
+                        activity.busy = False
                 if reply is not None:
                     send(self._ended(reply))
-                continue
-            lines = data.split(b"\n")
-            tail = lines.pop()
-            if lines:
-                if rest:
-                    lines[0] = b"".join((*rest, lines[0]))
-                    rest, length = [], 0
-                process_lines([line[:-1] if line.endswith(b"\r") else line for line in lines])
-            if tail:
-                rest.append(tail)
-                length += len(tail)
-                if length > limit + 1:  # the byte above the limit may be a carriage return
-                    raise self._too_long()
+            else:
+                self._take(data, process_lines)
         if rest and self.client._has_ended_its_stream():
             process_lines([b"".join(rest)])
 
@@ -241,6 +249,22 @@ class LineHandler(ClientHandler):
         self._flush()
         return super().offload_iter(function, *args, **kwargs)
 
+    def _take(self, data: bytes, process_lines: Callable[[list[bytes]], None]) -> None:
+        """Process the lines that are whole by now, and keep the rest."""
+        lines = data.split(b"\n")
+        tail = lines.pop()
+        if lines:
+            if self._rest:
+                lines[0] = b"".join((*self._rest, lines[0]))
+                self._rest.clear()
+                self._rest_length = 0
+            process_lines([line[:-1] if line.endswith(b"\r") else line for line in lines])
+        if tail:
+            self._rest.append(tail)
+            self._rest_length += len(tail)
+            if self._rest_length > self.max_line + 1:  # the byte above the limit may be a carriage return
+                raise self._too_long()
+
     def _process_lines(self, lines: list[bytes]) -> None:
         """Process lines that have arrived together."""
         process, replies = self.process, self._replies
@@ -252,9 +276,9 @@ class LineHandler(ClientHandler):
                 reply = process(line)
                 if reply is not None:
                     if not replies:
-                        oldest = time.monotonic()
+                        oldest = monotonic()
                     replies.append(self._ended(reply))
-                if replies and time.monotonic() - oldest > _TOGETHER:
+                if replies and monotonic() - oldest > _TOGETHER:
                     self._reply()
         except BaseException:  # whatever process raises; the replies to the lines before it are due all the same
             with suppress(OSError):  # the handler's own error is the one to report
@@ -311,7 +335,7 @@ class EchoHandler(ClientHandler):
 
     def _log(self, data: bytes) -> None:
         """Log the lines of a chunk, as far as the limit admits them; the others are counted without a look at them."""
-        now, client = time.monotonic(), self.client
+        now, client = monotonic(), self.client
         limit = self._log_limit = self._log_limit or LogLimit(self.server.logs_per_client)  # type: ignore[attr-defined]
         self._log_left_out(limit.take_left_out(now))
         start = 0

@@ -48,6 +48,7 @@ def clock(monkeypatch):
     made = Clock()
     for module in ("client", "deadlines"):
         monkeypatch.setattr(f"threaded_echo.clients.{module}.time", made)
+    monkeypatch.setattr("threaded_echo.handlers.monotonic", made.monotonic)
     monkeypatch.setattr(deadlines, "_idle_of", made.idle_of)
     return made
 

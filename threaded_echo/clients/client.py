@@ -22,6 +22,8 @@ from .connection import Connection
 from .period import Period
 
 _LAST = ("disconnecting", "gone")
+_NEVER = float("-inf")
+_RLock = type(threading.RLock())  # the class itself: threading.RLock is a function that calls it
 
 
 class Activity:
@@ -31,8 +33,8 @@ class Activity:
 
     def __init__(self) -> None:
         self.busy = False  # its handler is in `process`
-        self.rested = float("-inf")  # when its handler has ended that, or a computation; set ahead of `busy`
-        self.seen = float("-inf")  # when a byte has passed, as the kernel said at the last look
+        self.rested = _NEVER  # when its handler has ended that, or a computation; set ahead of `busy`
+        self.seen = _NEVER  # when a byte has passed, as the kernel said at the last look
 
 
 class Client:
@@ -67,7 +69,7 @@ class Client:
         self.tls: TLSDetails | None = None
         # Guards reason, _phase, _data, and the fields of the connection. Re-entrant, as a stop in a signal handler may
         # interrupt the thread that holds it.
-        self._lock = threading.RLock()
+        self._lock = _RLock()
         self._connection = Connection(request, address, self._lock)
         self._period = period
         self._registry = registry

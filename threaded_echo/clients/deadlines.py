@@ -23,7 +23,7 @@ from typing import Any
 
 from ..options import OPTIONS
 from ..transport.tcp_info import read_traffic
-from .client import Client
+from .client import Activity, Client
 from .period import Period
 from .registry import HandlerRegistry
 
@@ -35,10 +35,13 @@ LOOKS = 32
 _NAMES = ("idle_timeout", "lifetime")
 
 
-def while_busy(client: Client, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return ``function`` so that its client is not idle while it runs."""
-    activity = client._observe()
+def activity_of(client: Client, server: Any) -> Activity | None:
+    """Return where to note when a client's handler is busy; ``None`` if the server has no idle time-out."""
+    return None if server.idle_timeout is None else client._observe()
 
+
+def while_busy(activity: Activity, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return ``function`` so that its client is not idle while it runs."""
     def run_busy(argument: Any) -> Any:
         activity.busy = True
         try:
@@ -50,10 +53,8 @@ def while_busy(client: Client, function: Callable[[Any], Any]) -> Callable[[Any]
     return run_busy
 
 
-def while_resting(client: Client, function: Callable[[], Any]) -> Callable[[], Any]:
+def while_resting(activity: Activity, function: Callable[[], Any]) -> Callable[[], Any]:
     """Return ``function``, which is called in the middle of what is `while_busy`, so that its client may be idle."""
-    activity = client._observe()
-
     def run_resting() -> Any:
         activity.rested = time.monotonic()
         activity.busy = False
