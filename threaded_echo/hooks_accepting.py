@@ -103,7 +103,7 @@ class AcceptingHooks(ServingHooks):
             state.kernel_timeouts.set_on_each(request)
         if state.limits.allowance.left > 0:
             return state.registry.add(request, client_address, period)
-        client = state.limits.admit(self, request, client_address, period)
+        client = state.limits.admit(request, client_address, period)
         if client._outcome == "refused":
             self._threaded_send_off(client, request, client._end)
             return None

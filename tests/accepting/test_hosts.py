@@ -151,7 +151,8 @@ def test_client_that_leaves_as_it_is_counted_anew_is_not_counted():
     with ThreadedTCPServer(LOOPBACK, Echo, max_clients_per_host=1) as server:
         state = server._threaded_state
         limits, registry = state.limits, state.registry
-        client = limits.admit(server, object(), ("10.0.0.1", 1), Period())
+        limits.look_again(server)
+        client = limits.admit(object(), ("10.0.0.1", 1), Period())
         count = limits._hosts.count_locked
 
         def count_late(*arguments):

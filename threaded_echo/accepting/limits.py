@@ -14,6 +14,7 @@ Guarantees:
 """
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 from ..clients.client import Client
@@ -74,8 +75,12 @@ class Limits:
         # Guarded by the registry's lock:
         self._changes = 0  # of the options, and of suspended
         self._suspended = False
-        self._maximum: int | None = None  # the most clients, as the options were when last looked at
+        # The options as they were when last read. If they are not live, they are read for each client.
+        self._maximum: int | None = None
         self._refuses = False
+        self._per_host: int | None = None
+        self._are_live = False
+        self._full_at: float = math.inf  # the door is held while there are so many clients, those that enter included
         self._held: dict[Entrance, None] = {}
         self._entering: dict[Entrance, None] = {}  # those that have seen room, and have not reopened their door yet
         self._hosts = HostCounts(registry)
@@ -97,30 +102,43 @@ class Limits:
 
     def look_again(self, server: Any) -> None:
         """Take the options of a server as they are now: one has been assigned."""
-        maximum, refuses = server.max_clients, server.at_limit == "refuse"
         with self._registry.lock:
-            self._maximum, self._refuses = maximum, refuses
             self._prepare_hosts_locked(None)  # the next client has them counted anew
             self._changed_locked()
+        self._read(server)  # after that: of two threads that assign at once, the later one's reading holds
         self.release()
 
     def _changed_locked(self) -> None:
         self._changes += 1
         self.allowance, self._spare = Allowance(), Allowance()
+        self._compute_locked()
+
+    def _compute_locked(self) -> None:
+        self._full_at = (0 if self._suspended else
+                         math.inf if self._maximum is None or self._refuses else self._maximum)
+
+    def _read(self, server: Any) -> None:
+        """Read the options, without the lock: a class may have properties of its own in their place."""
+        changes = self._changes
+        maximum, refuses, per_host = server.max_clients, server.at_limit == "refuse", server.max_clients_per_host
+        are_live = all(is_live(server, name) for name in _NAMES)
+        with self._registry.lock:
+            if changes == self._changes:  # else what has been assigned meanwhile is newer
+                self._maximum, self._refuses, self._per_host, self._are_live = maximum, refuses, per_host, are_live
+                self._compute_locked()
 
     # For the thread at the door.
 
     def look(self, loop: Entrance, server: Any) -> bool:
         """Return whether to accept; if not, the door is held, or open again after a pause for want of descriptors."""
         changes = self._changes
-        maximum, refuses, per_host = server.max_clients, server.at_limit == "refuse", server.max_clients_per_host
+        if self._spare.left <= 0 or not self._are_live:
+            self._read(server)
         with self._registry.lock:
-            if changes == self._changes:  # else what has been assigned meanwhile is newer
-                self._maximum, self._refuses = maximum, refuses
             is_full = self._is_full_locked()
             if is_full:
                 self._hold_locked(loop)
-            elif self._maximum is not None and not self._refuses:
+            elif self._full_at < math.inf:
                 self._entering[loop] = None
         if is_full:
             self.release()
@@ -134,15 +152,12 @@ class Limits:
                 loop.period.stopping.wait(failures.BACK_OFF)
                 loop.reopen()
                 return False
-            spare = Allowance(found - 1)
-            is_limited = (maximum is not None or per_host is not None
-                          or not all(is_live(server, name) for name in _NAMES))
             with self._registry.lock:
                 if changes == self._changes:
-                    if is_limited:
-                        self._spare = spare
+                    if self._maximum is not None or self._per_host is not None or not self._are_live:
+                        self._spare = Allowance(found - 1)
                     else:
-                        self.allowance = spare
+                        self.allowance = Allowance(found - 1)
                         # What was noted under options that are off by now.
                         self._entering.clear()
                         self._prepare_hosts_locked(None)
@@ -159,8 +174,7 @@ class Limits:
         return not is_full
 
     def _is_full_locked(self) -> bool:
-        return self._suspended or (self._maximum is not None and not self._refuses
-                                   and len(self._registry.live) + len(self._entering) >= self._maximum)
+        return len(self._registry.live) + len(self._entering) >= self._full_at
 
     def _hold_locked(self, loop: Entrance) -> None:
         """Leave the door shut. The caller then calls `release`: the last client may have left before it could see."""
@@ -211,21 +225,23 @@ class Limits:
 
     # For a client that has been accepted.
 
-    def admit(self, server: Any, request: Any, address: Any, period: Period) -> Client:
-        """Number a client, and list it, or refuse it: then its ``reason`` is ``"limit"`` or ``"host limit"``."""
-        per_host = server.max_clients_per_host
+    def admit(self, request: Any, address: Any, period: Period) -> Client:
+        """Number a client, and list it, or refuse it: then its ``reason`` is ``"limit"`` or ``"host limit"``.
+
+        The caller is the thread that has got through by `look`.
+        """
         with self._registry.lock:  # so that other loops do not list one more meanwhile
             if self._refuses and self._maximum is not None and len(self._registry.live) >= self._maximum:
                 return self._registry.refuse(request, address, period, "limit")
+            per_host = self._per_host
             self._prepare_hosts_locked(per_host)
-            if self._registry.behind_proxy:  # its host becomes known later: see `admit_again`
+            if per_host is None or self._registry.behind_proxy:  # its host becomes known later: see `admit_again`
                 return self._registry.add(request, address, period)
             host = host_of(address)
-            if per_host is not None and self._hosts.count_of(host) >= per_host:
+            if self._hosts.count_of(host) >= per_host:
                 return self._registry.refuse(request, address, period, "host limit")
             client = self._registry.add(request, address, period)
-            if per_host is not None:
-                self._hosts.count_locked(client, host)
+            self._hosts.count_locked(client, host)
             return client
 
     def admit_again(self, server: Any, client: Client) -> bool:
