@@ -99,8 +99,11 @@ def test_socket_is_not_removed_by_another_server_between_bind_and_listen(path, f
             errors.append(error.errno)
 
     def tell(*arguments):
-        waits.set()
-        return flock(*arguments)
+        """Say so when the second one has tried."""
+        try:
+            return flock(*arguments)
+        finally:
+            waits.set()
 
     def look(*arguments):
         """When the first one has bound and looks at its file, have the second one wait."""
