@@ -16,6 +16,7 @@ from .tools import GUARD, Echo, ask, connect, receive_all, subclass, until
 def test_accepted_connection_blocks_where_it_would_inherit_that_it_does_not(serve, monkeypatch):
     """On platforms without accept4 the clients of a listener that does not block do block."""
     monkeypatch.setattr("threaded_echo.hooks_accepting._INHERITS_BLOCKING", True)
+    monkeypatch.setattr("threaded_echo.transport.acceptor._CAN_ACCEPT", False)
 
     class Server(ThreadedTCPServer):
         """Accepts as those platforms do."""

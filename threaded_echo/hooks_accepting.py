@@ -101,9 +101,10 @@ class AcceptingHooks(ServingHooks):
         state = self._threaded_state
         if state.kernel_timeouts.set_on_each is not None:
             state.kernel_timeouts.set_on_each(request)
-        if state.limits.allowance.left > 0:
+        limits = state.limits
+        if limits.allowance.left > 0 or limits.admits_all:
             return state.registry.add(request, client_address, period)
-        client = state.limits.admit(request, client_address, period)
+        client = limits.admit(request, client_address, period)
         if client._outcome == "refused":
             self._threaded_send_off(client, request, client._end)
             return None

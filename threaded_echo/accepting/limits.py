@@ -26,6 +26,7 @@ from . import failures
 from .descriptors import Reserve
 from .hosts import HostCounts
 
+_NEVER = math.inf  # as a number of clients: the door is not held for them
 _NAMES = ("max_clients", "at_limit", "max_clients_per_host", "reserve_descriptors")
 
 
@@ -68,6 +69,7 @@ class Limits:
 
     def __init__(self, registry: HandlerRegistry) -> None:
         self.allowance = Allowance()  # nothing limits, for so many accepts
+        self.admits_all = False  # whoever has come through the door is let in
         self.pauses = 0  # for want of descriptors
         self._registry = registry
         self._reserve = Reserve()
@@ -80,9 +82,10 @@ class Limits:
         self._refuses = False
         self._per_host: int | None = None
         self._are_live = False
-        self._full_at: float = math.inf  # the door is held while there are so many clients, those that enter included
+        self._full_at: float = _NEVER  # the door is held while there are so many clients, those that enter included
         self._held: dict[Entrance, None] = {}
-        self._entering: dict[Entrance, None] = {}  # those that have seen room, and have not reopened their door yet
+        # Those that have room for their next client, who may be on the way in, each with _changes as it was then.
+        self._entering: dict[Entrance, int] = {}
         self._hosts = HostCounts(registry)
 
     # For the program.
@@ -115,7 +118,8 @@ class Limits:
 
     def _compute_locked(self) -> None:
         self._full_at = (0 if self._suspended else
-                         math.inf if self._maximum is None or self._refuses else self._maximum)
+                         _NEVER if self._maximum is None or self._refuses else self._maximum)
+        self.admits_all = self._per_host is None and not self._refuses and not self._hosts.is_counting
 
     def _read(self, server: Any) -> None:
         """Read the options, without the lock: a class may have properties of its own in their place."""
@@ -131,20 +135,16 @@ class Limits:
 
     def look(self, loop: Entrance, server: Any) -> bool:
         """Return whether to accept; if not, the door is held, or open again after a pause for want of descriptors."""
-        changes = self._changes
-        if self._spare.left <= 0 or not self._are_live:
+        changes, spare = self._changes, self._spare
+        if spare.left > 0 and self._are_live and (self._full_at == _NEVER or self._entering.get(loop) == changes):
+            spare.left -= 1
+            return True
+        if spare.left <= 0 or not self._are_live:
             self._read(server)
-        with self._registry.lock:
-            is_full = self._is_full_locked()
-            if is_full:
-                self._hold_locked(loop)
-            elif self._full_at < math.inf:
-                self._entering[loop] = None
-        if is_full:
-            self.release()
+        if not self._enters(loop):
             return False
-        if self._spare.left > 0:
-            self._spare.left -= 1
+        if spare.left > 0:
+            spare.left -= 1
         else:
             found = self._reserve.spare(server.reserve_descriptors, loop.fileno())
             if found == 0:  # files are closed without a word, so that nothing else would tell
@@ -165,11 +165,17 @@ class Limits:
 
     def lets_next(self, loop: Entrance) -> bool:
         """Return whether to reopen the door for the next thread; if not, it is held."""
+        return self._full_at == _NEVER and loop not in self._entering or self._enters(loop)
+
+    def _enters(self, loop: Entrance) -> bool:
+        """Return whether there is room for the next client of a loop, which then has it; if not, its door is held."""
         with self._registry.lock:
             self._entering.pop(loop, None)
             is_full = self._is_full_locked()
             if is_full:
                 self._hold_locked(loop)
+            elif self._full_at < _NEVER:
+                self._entering[loop] = self._changes
         self.release()
         return not is_full
 
