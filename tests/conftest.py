@@ -39,6 +39,12 @@ def open_descriptors() -> set[str]:
     return found
 
 
+def pytest_collection_finish() -> None:
+    """Leave what the tests' modules are made of out of every later collection: there is one after each test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """Fail a test that leaves a thread, a process or a descriptor; pytest does for an exception in a thread."""
