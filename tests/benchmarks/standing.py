@@ -6,12 +6,13 @@ import subprocess
 
 from .measure import ROOT, Step, Table, Where, compiled, environment
 from .peers import ONE_CPU
-from .standing_server import BARE
+from .standing_server import BARE, SECONDS
 
 
-def program(where: Where, *arguments: object) -> dict[str, float]:
-    """Run a standing server, and return its figures."""
-    command = [where.python, "-m", f"{__package__}.standing_server", *map(str, arguments), str(compiled("load"))]
+def program(where: Where, *arguments: object, seconds: float = SECONDS) -> dict[str, float]:
+    """Run a standing server, and return its figures. One that is idle is watched for so long."""
+    command = [where.python, "-m", f"{__package__}.standing_server", *map(str, arguments), str(compiled("load")),
+               str(seconds)]
     figures: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT,
                                                           env=environment(), preexec_fn=where.pin).stdout)
     return figures

@@ -1,7 +1,7 @@
 """A server that stands while clients are connected to it, and measures itself; prints one JSON object.
 
-``python -m tests.benchmarks.standing_server many|idle PEER COUNT LOAD_GENERATOR``. PEER is one of `SERVERS`; all of
-them echo by the same calls.
+``python -m tests.benchmarks.standing_server many|idle PEER COUNT LOAD_GENERATOR [SECONDS]``. PEER is one of `SERVERS`;
+all of them echo by the same calls. SECONDS: how long an idle server is watched.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .measure import switches
 from .peers import ADDRESS, BACKLOG, CHUNK, ONE_CPU, Echo, StockServer
 
 SECONDS = 3.0
-"""How long an idle server is watched."""
+"""How long an idle server is watched, unless the command says something else."""
 
 BARE = "bare loop"
 """The name of `BareLoop` among the peers."""
@@ -129,7 +129,7 @@ def one_more(port: int) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-def main(benchmark: str, peer: str, count: int, generator: str) -> dict[str, float]:
+def main(benchmark: str, peer: str, count: int, generator: str, seconds: float = SECONDS) -> dict[str, float]:
     """Measure."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -145,9 +145,9 @@ def main(benchmark: str, peer: str, count: int, generator: str) -> dict[str, flo
         else:
             time.sleep(0.5)
             woken, used = switches(), time.process_time()
-            time.sleep(SECONDS)
-            figures["wakeups_a_second"] = (switches() - woken - 1) / SECONDS  # one is our own
-            figures["cpu_ms_a_second"] = (time.process_time() - used) / SECONDS * 1000
+            time.sleep(seconds)
+            figures["wakeups_a_second"] = (switches() - woken - 1) / seconds  # one is our own
+            figures["cpu_ms_a_second"] = (time.process_time() - used) / seconds * 1000
         began = time.perf_counter()
         server.stop()
         figures["stop_s"] = time.perf_counter() - began
@@ -157,5 +157,6 @@ def main(benchmark: str, peer: str, count: int, generator: str) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])), flush=True)
+    figures = main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], *map(float, sys.argv[5:]))
+    print(json.dumps(figures), flush=True)
     os._exit(0)
