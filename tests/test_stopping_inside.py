@@ -76,7 +76,11 @@ def test_stop_from_the_serving_thread_does_not_wait_for_it(serve, method, hook):
             getattr(self, method)()
         return True
 
-    server = serve(Echo, type("Server", (ThreadedTCPServer,), {hook: stop}))
+    def serve_forever(self, poll_interval=0.5):
+        """Poll, as a loop with service_actions does, but more often."""
+        ThreadedTCPServer.serve_forever(self, 0.01)
+
+    server = serve(Echo, type("Server", (ThreadedTCPServer,), {hook: stop, "serve_forever": serve_forever}))
     with connect(server) as client:
         client.sendall(b"x")
         client.recv(1)

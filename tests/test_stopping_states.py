@@ -138,8 +138,9 @@ def test_stop_without_patience_waits_for_a_loop_that_only_has_to_return(serve, c
     assert server.stop(drain=GUARD).clean
 
 
-def test_serving_loop_that_hangs_is_reported(serve, caplog):
+def test_serving_loop_that_hangs_is_reported(serve, caplog, monkeypatch):
     """A hook that never returns bounds the stop, and its lines are logged."""
+    monkeypatch.setattr(stopping, "_TAIL", 0.01)
     entered, release = threading.Event(), threading.Event()
 
     class Server(ThreadedTCPServer):
@@ -307,8 +308,9 @@ def test_forked_process_has_a_copy_that_knows_no_clients(monkeypatch):
         assert client.recv(1) == b"y"
 
 
-def test_background_thread_that_goes_on_behind_its_loop_is_waited_for_and_reported(serve, caplog):
+def test_background_thread_that_goes_on_behind_its_loop_is_waited_for_and_reported(serve, monkeypatch):
     """What a program does at the end of its own serve_forever belongs to the serving."""
+    monkeypatch.setattr(stopping, "_TAIL", 0.01)
     over, release = threading.Event(), threading.Event()
 
     class Server(ThreadedTCPServer):

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from threaded_echo import ThreadedTCPServer
+from threaded_echo import ThreadedTCPServer, stopping
 from threaded_echo.accepting import farewells
 from threaded_echo.accepting.farewells import Farewell, Farewells, can_reply
 from threaded_echo.clients.period import Period
@@ -195,8 +195,9 @@ def test_stop_closes_the_refused_clients_and_joins_the_thread(serve, monkeypatch
             assert server.stop().clean
 
 
-def test_thread_that_a_hook_holds_up_is_reported_by_the_stop(serve):
+def test_thread_that_a_hook_holds_up_is_reported_by_the_stop(serve, monkeypatch):
     """It is a survivor as any other thread that the stop cannot end."""
+    monkeypatch.setattr(stopping, "_TAIL", 0.01)
     entered, release, held_up = threading.Event(), threading.Event(), []
 
     def shutdown_request(self, request):
@@ -207,7 +208,7 @@ def test_thread_that_a_hook_holds_up_is_reported_by_the_stop(serve):
             wait_until(release)
         ThreadedTCPServer.shutdown_request(self, request)
 
-    server_class = subclass(shutdown_request=shutdown_request, drain_timeout=0)
+    server_class = subclass(shutdown_request=shutdown_request, drain_timeout=0, force_timeout=0)
     with full(serve, server_class) as server, connect(server) as client:
         assert receive_all(client) == b"full"
         until(lambda: its_thread(server))  # or the client could be over before it is waited for

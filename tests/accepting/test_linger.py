@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from threaded_echo import ThreadedMixIn, ThreadedTCPServer
+from threaded_echo import ThreadedMixIn, ThreadedTCPServer, stopping
 from threaded_echo.accepting import running
 from threaded_echo.accepting.loop import Loops
 from threaded_echo.hooks_accepting import AcceptingHooks
@@ -267,6 +267,7 @@ def test_hook_that_hangs_at_the_door_does_not_hold_up_the_end(monkeypatch):
     """The wait for it is bounded; it is the stop's survivor."""
     gate = Gate()
     monkeypatch.setattr(running, "_RETURN", 0.01)
+    monkeypatch.setattr(stopping, "_TAIL", 0.01)
 
     def hang(server, request, client_address):
         gate.entered.set()

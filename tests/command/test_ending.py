@@ -13,7 +13,7 @@ from contextlib import redirect_stdout, suppress
 
 import pytest
 
-from threaded_echo import LineHandler, ThreadedTCPServer, __main__
+from threaded_echo import LineHandler, ThreadedTCPServer, __main__, stopping
 from threaded_echo.accepting.loop import Background
 from threaded_echo.command import run as cli
 
@@ -214,6 +214,7 @@ def test_server_without_threads_is_told(thread_class, monkeypatch, capsys):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(thread_class, "start", fail)
+    monkeypatch.setattr(stopping, "_TAIL", 0.01)  # for the background thread, which never ran
     assert cli.main(["--port", "0"]) == cli.FAILED
     assert capsys.readouterr().err == "threaded_echo: cannot serve: can't start new thread\n"
 

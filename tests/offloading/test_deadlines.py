@@ -548,7 +548,7 @@ def test_stop_that_cuts_a_client_is_not_the_clients_doing():
 
 def test_stop_as_a_client_goes_is_what_its_handler_is_told_of(monkeypatch, meeting):
     """Whichever came first."""
-    with telling_server("workers", meeting) as (server, told), connect(server) as client:
+    with telling_server("workers", meeting, drain_timeout=0) as (server, told), connect(server) as client:
         offloads = server._threaded_state.offloads
 
         def leave(*arguments: object) -> None:

@@ -702,7 +702,7 @@ def test_iteration_that_a_stop_has_overtaken_is_told_so(monkeypatch):
         yield
 
     monkeypatch.setattr(offloads, "iterate_in_worker", leave)
-    with serving(1) as server, pytest.raises(ServerStopping):
+    with serving(1, drain_timeout=0, force_timeout=0) as server, pytest.raises(ServerStopping):
         next(server.offload_iter(calls.numbers, 3))
 
 
