@@ -89,17 +89,20 @@ def converse(stack: ExitStack, process: Process, port: str) -> dict[int, Process
 
 
 @NETCAT
-def test_three_netcats_until_the_time_is_up_are_numbered_echoed_and_ended() -> None:
-    """Each message is printed under its client's number and echoed; those that stay return when the time is up."""
+def test_netcat_returns_when_the_time_is_up() -> None:
+    """It is told of, echoed, and then ended by nobody but the clock."""
     with ExitStack() as stack:
-        process, port = stack.enter_context(server("--duration", "5"))
-        ended(process, converse(stack, process, port))
+        process, port = stack.enter_context(server("--duration", "2"))
+        client = join(stack, process, 1, "nc", "127.0.0.1", port)
+        say(process, client, 1, "hello")
+        end_input(client)
+        ended(process, {1: client})
 
 
 @NETCAT
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_three_netcats_until_a_signal_are_numbered_echoed_and_ended(number: signal.Signals) -> None:
-    """The same session is ended by a signal."""
+    """Each message is printed under its client's number and echoed; those that stay return at the signal."""
     with ExitStack() as stack:
         process, port = stack.enter_context(server())
         clients = converse(stack, process, port)
