@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import pytest
 
 from threaded_echo import EchoHandler, ThreadedTCPServer
+from threaded_echo.transport import kernel_timeouts
 
 from ..tools import ask, until
 from .programs import next_line, program
@@ -56,30 +57,28 @@ def peer(network: str, server: ThreadedTCPServer) -> AbstractContextManager[subp
     return program("ip", "netns", "exec", network, sys.executable, "-c", CLIENT, *map(str, server.server_address))
 
 
-@pytest.mark.parametrize(("options", "reason"), [({"keepalive": 1.0}, None), ({"idle_timeout": 1.0}, "idle"),
-                                                 ({"lifetime": 2.0}, "lifetime")])
-def test_peer_that_has_vanished_is_found(network, options, reason):
-    """Another client, who is on another way, is served meanwhile; nothing is left of the one who is not there."""
-    with ThreadedTCPServer(("10.213.77.1", 0), EchoHandler, **options).start() as server:
-        with peer(network, server) as process:
-            assert next_line(process) == "b'hello'"
+def test_peers_that_have_vanished_are_found(network, monkeypatch):
+    """By keep-alive, as idle, as too old, and by a send: a server each. Nothing is left of the one who is not there.
+
+    Other clients, who are on another way, are served meanwhile.
+    """
+    # The shortest time of the kernel is a second: from that on, give up after one probe without an answer, not four.
+    monkeypatch.setattr(kernel_timeouts, "_PROBES", 1)
+    wanted = [({"keepalive": 1.0}, None), ({"idle_timeout": 1.0}, "idle"), ({"lifetime": 2.0}, "lifetime"),
+              ({"send_timeout": 1.0}, "send")]
+    with ExitStack() as stack:
+        found = []
+        for options, reason in wanted:
+            server = stack.enter_context(ThreadedTCPServer(("10.213.77.1", 0), EchoHandler, **options).start())
+            assert next_line(stack.enter_context(peer(network, server))) == "b'hello'"
             [client] = server.clients.values()
-            ip("link", "set", network, "down")
+            found.append((server, client, reason))
+        ip("link", "set", network, "down")
+        client.send(b"are you there?")  # the kernel sends it again for as long as send_timeout says
+        for server, client, reason in found:
             while client.state != "gone":
                 assert ask(server) == b"ping\n"
             assert client.reason == reason
-        until(lambda: not server.clients)
-        assert server.stats().failed == 0
-        assert server.stop().clean
-
-
-def test_send_to_a_peer_that_has_vanished_ends(network):
-    """The kernel sends again for as long as ``send_timeout`` says, and no longer."""
-    with ThreadedTCPServer(("10.213.77.1", 0), EchoHandler, send_timeout=1.0).start() as server:
-        with peer(network, server) as process:
-            assert next_line(process) == "b'hello'"
-            [client] = server.clients.values()
-            ip("link", "set", network, "down")
-            client.send(b"are you there?")
-            until(lambda: client.state == "gone")
-        assert server.stop().clean
+            until(lambda server=server: not server.clients)
+            assert server.stats().failed == 0
+            assert server.stop().clean
