@@ -1,4 +1,7 @@
-"""Sockets that outlive a server: handed in by systemd, inherited in a restart, or shared by port."""
+"""Sockets that outlive a server: handed in by systemd, inherited in a restart, or shared by port.
+
+``RESTARTS=50`` makes it restart as often under load.
+"""
 from __future__ import annotations
 
 import os
@@ -29,7 +32,7 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-RESTARTS = 10
+RESTARTS = int(os.environ.get("RESTARTS", "4"))
 
 
 class Notified(socket.socket):
@@ -84,7 +87,7 @@ class Load:
 
 
 def test_server_is_restarted_under_load_without_a_connection_lost(notified):
-    """Each new process inherits the listener and serves before the old one is told to end, ten times.
+    """Each new process inherits the listener and serves before the old one is told to end, some times.
 
     A client that has come to the old one and has not asked yet is served by it, after its signal.
     """

@@ -1,8 +1,12 @@
-"""Clients of every kind, while others are disconnected and the server is stopped and started anew."""
+"""Clients of every kind, while others are disconnected and the server is stopped and started anew.
+
+``RESTARTS=1000`` makes it as often; that takes a minute, and pytest needs ``--timeout 0`` for it.
+"""
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import random
 import socket
 import struct
@@ -20,7 +24,7 @@ from ..conftest import LOOPBACK
 from ..tools import GUARD, Echo, running, together
 
 SEED = 20240229
-RESTARTS = 50
+RESTARTS = int(os.environ.get("RESTARTS", "20"))
 CLIENT_THREADS = 6
 KINDS = {"talk", "half_close", "reset", "vanish", "wait", "cut off", "refused",
          "disconnect", "shutdown", "stop", "stop by many"}
