@@ -43,10 +43,10 @@ def receive_all(client: socket.socket) -> bytes:
 
 def receive(client: socket.socket, size: int) -> bytes:
     """Receive exactly ``size`` bytes, or what comes before the end of stream."""
-    data = b""
+    data = bytearray()
     while len(data) < size and (piece := client.recv(size - len(data))):
         data += piece
-    return data
+    return bytes(data)
 
 
 def ask(server: Any, question: bytes = b"ping\n") -> bytes:

@@ -65,7 +65,7 @@ def test_two_that_start_the_same_workers_start_them_once():
 def test_worker_that_died_while_idle_costs_nothing():
     """The next call begins in a new one, whether the death is noticed before or after it is sent."""
     with pool(1) as workers:
-        for _ in range(10):
+        for _ in range(5):
             os.kill(call_in(workers, calls.describe)["process"], signal.SIGKILL)
             assert call_in(workers, calls.square, 5) == 25
 
@@ -87,7 +87,7 @@ def test_killing_in_a_loop_mixes_up_no_answers():
 
     def kill() -> tuple[int, int]:
         """Kill a worker by a call, and another from outside, held or idle."""
-        for _ in range(6):
+        for _ in range(4):
             with pytest.raises(WorkerDied):
                 call_in(workers, calls.die, 1)
             with workers._lock:

@@ -214,7 +214,7 @@ def forged_header(server: Any, stack: ExitStack) -> Callable[[], object]:
     return step
 
 
-@attack("broken PROXY headers from a proxy", times=15, proxy_protocol=("127.0.0.2/32",), handshake_timeout=1.0)
+@attack("broken PROXY headers from a proxy", times=15, proxy_protocol=("127.0.0.2/32",), handshake_timeout=0.3)
 def broken_header(server: Any, stack: ExitStack) -> Callable[[], object]:
     """Send headers that are none, or never end."""
     chance = random.Random(4)
