@@ -76,8 +76,7 @@ def test_peers_that_have_vanished_are_found(network, monkeypatch):
         ip("link", "set", network, "down")
         client.send(b"are you there?")  # the kernel sends it again for as long as send_timeout says
         for server, client, reason in found:
-            while client.state != "gone":
-                assert ask(server) == b"ping\n"
+            until(lambda server=server, client=client: ask(server) == b"ping\n" and client.state == "gone")
             assert client.reason == reason
             until(lambda server=server: not server.clients)
             assert server.stats().failed == 0
