@@ -56,7 +56,7 @@ def under_attack(name: str, server: Any) -> Iterator[threading.Event]:
                         step()
                     if number == ATTACKS[name].times:
                         enough.set()
-                    if over.is_set():
+                    if over.wait(0.001 * enough.is_set()):  # it goes on, and leaves the processors to the others
                         return
             finally:
                 enough.set()  # also if it has failed
@@ -293,13 +293,13 @@ def stopped_worker(server: Any, stack: ExitStack) -> Callable[[], object]:
     with plain(server) as client:  # the worker has begun when it has answered
         client.settimeout(GUARD)
         client.sendall(b"compute\n")
-        assert receive(client, 9) == b"10000000\n"
+        assert receive(client, 8) == b"1000000\n"
     for worker in multiprocessing.active_children():
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGSTOP)
 
     def step() -> None:
-        if len(server.clients) < 50:
+        if len(server.clients) < 20:
             stack.enter_context(plain(server)).sendall(b"compute\n")
 
     return step
