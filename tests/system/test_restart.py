@@ -32,7 +32,7 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-RESTARTS = int(os.environ.get("RESTARTS", "4"))
+RESTARTS = int(os.environ.get("RESTARTS", "10"))
 
 
 class Notified(socket.socket):
