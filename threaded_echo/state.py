@@ -117,4 +117,4 @@ class ServerState:
                            self.failures.count, totals.bytes_received if known else None,
                            totals.bytes_sent if known else None, *self.threads.count(), *self.offloads.count(),
                            *self.offloads.durations(), self.loops.seconds_up(), Counts(totals.disconnected),
-                           Counts(totals.refused_by))
+                           Counts(totals.refused_by), totals.durations)

@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..observe.durations import CONNECTION_BOUNDS, DurationRecorder, Durations
 from .client import Client
 from .period import Period
 
@@ -41,6 +42,13 @@ class Totals:
     bytes_received: int = 0
     bytes_sent: int = 0
     bytes_known: bool = False  # whether the kernel could tell for any of them
+    recorder: DurationRecorder | None = None  # of the finished ones; None: nobody wants to know
+    durations: Durations | None = None  # what that has recorded, in a copy
+
+    def copy(self) -> Totals:
+        """Copy them as they are now."""
+        return replace(self, disconnected=self.disconnected.copy(), refused_by=self.refused_by.copy(), recorder=None,
+                       durations=None if self.recorder is None else self.recorder.read())
 
     def add(self, client: Client) -> None:
         """Count a client that has gone."""
@@ -52,11 +60,13 @@ class Totals:
             self.failed += client._has_failed()
             if client.reason is not None:
                 self.disconnected[client.reason] += 1
+            if self.recorder is not None:
+                self.recorder.add(client.age)
         self.add_traffic(client)
 
     def add_traffic(self, client: Client) -> None:
-        """Add what has passed over a client's connection so far."""
-        traffic = client._connection.traffic()
+        """Add what has passed over a client's connection so far, which is never less than at an earlier look."""
+        traffic = client._connection.last_traffic()
         if traffic is not None:
             self.bytes_known = True
             self.bytes_received += traffic.received
@@ -212,9 +222,12 @@ class HandlerRegistry:
             for queue in self._queues.copy().values():
                 self._add_up(queue)
             self._forget_ended()
-            return (self.accepted, self.peak, [client for client in live if not client._counted],
-                    replace(self._totals, disconnected=self._totals.disconnected.copy(),
-                            refused_by=self._totals.refused_by.copy()))
+            return (self.accepted, self.peak, [client for client in live if not client._counted], self._totals.copy())
+
+    def record_durations(self) -> None:
+        """Record, from the first call of this on, for how long the clients that finish were connected."""
+        with self._counting:
+            self._totals.recorder = self._totals.recorder or DurationRecorder(CONNECTION_BOUNDS)
 
     def gone(self) -> int:
         """Count the clients that have come and gone."""

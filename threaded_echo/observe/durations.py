@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, math.inf)
-"""The upper bounds of the buckets, in seconds."""
+"""The upper bounds of the buckets for offloaded calls, in seconds."""
+
+CONNECTION_BOUNDS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0, math.inf)
+"""Those for connections, which may last for days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +30,17 @@ class Durations:
 class DurationRecorder:
     """Adds up durations. Its caller makes sure that one thread at a time uses it."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: tuple[float, ...] = BOUNDS) -> None:
+        self._bounds = bounds
         self._sum = 0.0
-        self._counts = [0] * len(BOUNDS)  # of those above the bound before
+        self._counts = [0] * len(bounds)  # of those above the bound before
 
     def add(self, seconds: float) -> None:
         """Count one."""
         self._sum += seconds
-        self._counts[bisect_left(BOUNDS, seconds)] += 1
+        self._counts[bisect_left(self._bounds, seconds)] += 1
 
     def read(self) -> Durations:
         """Take a snapshot."""
         totals = tuple(accumulate(self._counts))
-        return Durations(totals[-1], self._sum, tuple(zip(BOUNDS, totals, strict=True)))
+        return Durations(totals[-1], self._sum, tuple(zip(self._bounds, totals, strict=True)))

@@ -39,6 +39,8 @@ class ServerStats:
       ``count``, ``sum`` in seconds, and ``buckets``: pairs of an upper bound in seconds, and of how many took at most
       so long. Calls inside of calls are in neither.
     - ``seconds_up``: seconds since the server first served; 0.0 before.
+    - ``durations``: for how long the finished clients were connected: a histogram, too. ``None`` unless a
+      `threaded_echo.observe.metrics.ServerCollector` has been made for the server; it counts from then on.
     - ``disconnected`` and ``refused_by``: the finished clients that the server has ended, and the refused ones, by
       `Client.reason`: read-only mappings, in which a reason that has not occurred is 0.
     """
@@ -63,3 +65,4 @@ class ServerStats:
     seconds_up: float
     disconnected: Counts = field(hash=False)
     refused_by: Counts = field(hash=False)
+    durations: Durations | None = None
