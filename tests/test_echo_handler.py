@@ -7,6 +7,7 @@ import pytest
 
 from threaded_echo import EchoHandler
 from threaded_echo.handlers import printable
+from threaded_echo.transport.listeners import show_address
 
 from .tools import ask
 
@@ -19,7 +20,8 @@ def test_echo_sends_back_and_logs_each_message(serve, caplog):
     assert ask(server, message) == message
     server.stop()
     assert [record.getMessage() for record in caplog.records] == [
-        "client 1: hello", "client 1: you \\x1b[31m\\xff", "client 1: no end"]
+        f"client 1 connected from {show_address(caplog.records[0].address)}", "client 1: hello",
+        "client 1: you \\x1b[31m\\xff", "client 1: no end", "client 1 disconnected"]
 
 
 def test_echo_logs_nothing_where_nobody_listens(serve, caplog):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from threaded_echo import ClientHandler, ThreadedMixIn
+from threaded_echo.observe.logs import EVENTS
 from threaded_echo.options import OPTIONS
 
 from .system.attacks import ATTACKS
@@ -52,18 +53,18 @@ class Program:
 
 
 @contextmanager
-def running(source: str, folder: Path) -> Iterator[Program]:
+def running(source: str, folder: Path, prelude: str = PRELUDE) -> Iterator[Program]:
     """Run a program on a free port; the end kills it if it still runs."""
     source, count = re.subn(r"\b9999\b", "0", source)
     assert count == 1, "it has one port"
-    (folder / "program.py").write_text(PRELUDE + source)
+    (folder / "program.py").write_text(prelude + source)
     with subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", "program.py"], cwd=folder, text=True,
                           env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
-            found = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
+            found = re.fullmatch(r"(?:NOTICE:threaded_echo:)?listening on 127\.0\.0\.1:(\d+)\n", line)
             assert found, line + process.stderr.read()
             yield Program(process, ("127.0.0.1", int(found[1])))
         finally:
@@ -72,7 +73,7 @@ def running(source: str, folder: Path) -> Iterator[Program]:
 
 def test_every_program_is_tried_here():
     """Those that the tests below run are all that there are."""
-    words = ("Shout", "EchoHandler", "Chat", "count_primes")
+    words = ("Shout", "create_connection", "Chat", "count_primes", "basicConfig")
     assert sorted(map(block, words)) == sorted(BLOCKS)
 
 
@@ -88,7 +89,7 @@ def test_the_first_program_answers_and_reports(tmp_path):
 
 def test_the_program_in_the_background_runs():
     """It checks the echo itself, and leaves nothing."""
-    exec(compile(block("EchoHandler"), "README.rst", "exec"), {"__name__": "__main__"})
+    exec(compile(block("create_connection"), "README.rst", "exec"), {"__name__": "__main__"})
 
 
 def test_the_chat_tells_the_others(tmp_path):
@@ -99,6 +100,28 @@ def test_the_chat_tells_the_others(tmp_path):
         first.sendall(b"hi\n")
         assert receive(second, 6) == b"1: hi\n"
         program.end()
+
+
+def test_the_log_of_a_script_has_the_lines_of_the_command(tmp_path):
+    """Logging puts the level and the name of the logger ahead of each."""
+    with running(block("basicConfig"), tmp_path, prelude="") as program:
+        with connect(program) as client:
+            port = client.getsockname()[1]
+            client.sendall(b"hello\n")
+            assert receive(client, 6) == b"hello\n"
+            program.end()
+        *lines, stopped = program.process.stderr.read().splitlines()
+    assert lines == [f"INFO:threaded_echo:client 1 connected from 127.0.0.1:{port}",
+                     "INFO:threaded_echo:client 1: hello", "NOTICE:threaded_echo:stopping: 1 client live",
+                     "INFO:threaded_echo:client 1 disconnected"]
+    assert re.fullmatch(r"NOTICE:threaded_echo:stopped in \d\.\d{3} s: 1 drained, 0 forced, 0 still running", stopped)
+
+
+def test_events_of_the_log_are_those_of_the_package():
+    """Each is named, and none that is not there."""
+    section = README.partition("\nLogging and metrics\n")[2].partition("\nWith ``--log-json``")[0]
+    named = re.findall(r"``(\w+)``", section.partition("- of a server: ")[2])
+    assert sorted(set(named) - {"logs_per_client"}) == sorted(EVENTS)
 
 
 def test_the_primes_are_counted_in_worker_processes(tmp_path):

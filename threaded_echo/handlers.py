@@ -13,10 +13,11 @@ from typing import Any
 from .clients.client import Client
 from .clients.deadlines import activity_of, while_busy, while_resting
 from .clients.receiving import Receiver
+from .clients.telling import tell_connected
 from .clients.threads import current_client
 from .errors import LineTooLong
 from .observe import logs
-from .observe.logs import LogLimit
+from .observe.logs import LogLimit, about
 
 logger = logging.getLogger("threaded_echo")
 
@@ -313,13 +314,19 @@ class LineHandler(ClientHandler):
 
 
 class EchoHandler(ClientHandler):
-    """Send back what comes, and log each line of it at info level, under its client's number.
+    """Send back what comes, and log at INFO who comes and goes, and each line, under the client's number.
 
     At most `logs_per_client` lines are logged in ten seconds. The rest is counted, and the count is logged with the
     next line after that, or when the client goes.
     """
 
     _log_limit: LogLimit | None = None  # made for the first line that is logged
+
+    def setup(self) -> None:
+        """Log that the client has connected; the server then logs its end, too."""
+        super().setup()
+        if logger.isEnabledFor(logging.INFO):
+            tell_connected(self.client)
 
     def process(self, data: bytes) -> bytes:
         """Return the chunk."""
@@ -347,13 +354,13 @@ class EchoHandler(ClientHandler):
             line = data[start:] if end < 0 else data[start:end]
             start = len(data) if end < 0 else end + 1
             logger.info("client %d: %s", client.number, printable(line.removesuffix(b"\r")),
-                        extra={"client": client.number, "address": client.address, "event": "message"})
+                        extra=about(client, "message"))
 
     def _log_left_out(self, count: int) -> None:
         if count:
             client = self.client
             logger.info("client %d: %s more lines were not logged", client.number, f"{count:,}",
-                        extra={"client": client.number, "address": client.address, "event": "left out"})
+                        extra=about(client, "omitted"))
 
 
 def printable(message: bytes) -> str:

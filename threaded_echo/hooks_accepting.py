@@ -24,6 +24,7 @@ from .clients.period import Period
 from .clients.threads import MAX_IDLE, calling
 from .hooks_leaving import HOOKS
 from .hooks_serving import ServingHooks
+from .observe.logs import about
 from .transport import tls
 from .transport.acceptor import acceptor_for
 from .transport.several import Listeners
@@ -191,7 +192,7 @@ class AcceptingHooks(ServingHooks):
                 self.handle_error(request, client.address)
             except Exception:  # one of the program's own: it must not end the serving loop
                 self._threaded_log(HOOKS, logging.ERROR, "client %d: handle_error has failed", client.number,
-                                   exc_info=True)
+                                   exc_info=True, extra=about(client, "hook"))
         self._threaded_turn_away(client, request)
 
     def _threaded_turn_away(self, client: Client, request: Any) -> None:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from .accepting.farewells import Farewell, can_reply
 from .clients.client import Client
 from .clients.connection import means_gone
+from .clients.telling import tell_disconnected
 from .clients.threads import HandlerThread, calling
 from .compatibility import NonDataProperty
 from .errors import LineTooLong, ReceiveTimeout, ServerStopping, StreamEnded
+from .observe.logs import about
 from .state import ServerState
 from .transport.listeners import show_address
 
@@ -63,15 +65,18 @@ class LeavingHooks(_Base):
         client = self._threaded_judge(self._threaded_client_of(request), error)
         name = f"client {client.number}" if client else f"client at {show_address(client_address)}"
         if isinstance(error, LineTooLong):
-            self._threaded_log("lines that are too long", logging.WARNING, "%s: %s", name, error)
+            self._threaded_log("lines that are too long", logging.WARNING, "%s: %s", name, error,
+                               extra=about(client, "line", client_address))
         elif isinstance(error, ServerStopping):
-            logger.info("%s: %s", name, error)
+            logger.info("%s: %s", name, error, extra=about(client, "stop", client_address))
         elif isinstance(error, ReceiveTimeout):
-            self._threaded_log(LATE, logging.WARNING, "%s: %s", name, error)
+            self._threaded_log(LATE, logging.WARNING, "%s: %s", name, error,
+                               extra=about(client, "late", client_address))
         elif client is None or client._has_failed():
-            self._threaded_log(HANDLERS, logging.ERROR, "%s: its handler has failed", name, exc_info=error)
+            self._threaded_log(HANDLERS, logging.ERROR, "%s: its handler has failed", name, exc_info=error,
+                               extra=about(client, "failed", client_address))
         else:
-            logger.debug("%s went away: %s", name, error)
+            logger.debug("%s went away: %s", name, error, extra=about(client, "gone"))
 
     def shutdown_request(self, request: Any) -> None:
         """Shut down and close a connection, and forget its client; in a thread that does not serve it, disconnect."""
@@ -136,7 +141,7 @@ class LeavingHooks(_Base):
         """Send ``limit_reply`` to a client that the limits refuse, call ``end``, and close without losing the reply."""
         self._threaded_log(REFUSALS, logging.INFO, "client %d refused%s: %s", client.number,
                            client.address and f" from {show_address(client.address)}", client.reason,
-                           extra={"client": client.number, "address": client.address, "event": "refused"})
+                           extra=about(client, "refused"))
         farewell = None
         try:
             reply = bytes(self.limit_reply)
@@ -155,22 +160,26 @@ class LeavingHooks(_Base):
             self.shutdown_request(request)
         except Exception:  # a program's own: it costs this client only
             self._threaded_log(HOOKS, logging.ERROR, "client %d: shutdown_request has failed", client.number,
-                               exc_info=True)
+                               exc_info=True, extra=about(client, "hook"))
 
     def _threaded_tell_disconnected(self, client: Client) -> None:
-        """Log why the server has ended the client, and call `client_disconnected` if `client_connected` was called."""
+        """Log why the server has ended the client, and that it has gone if its coming was logged; and call
+        `client_disconnected` if `client_connected` was called.
+        """
         if client.reason in _TIMES_UP:
             self._threaded_log(DEADLINES, logging.INFO, "client %d was disconnected: %s", client.number,
-                               _TIMES_UP[client.reason],
-                               extra={"client": client.number, "address": client.address, "event": client.reason})
+                               _TIMES_UP[client.reason], extra=about(client, client.reason))
         elif client.reason is not None:
-            logger.debug("client %d was ended by the server: %s", client.number, client.reason)
+            logger.debug("client %d was ended by the server: %s", client.number, client.reason,
+                         extra=about(client, client.reason))
+        if client._told:
+            tell_disconnected(client)
         if client._announced:
             try:
                 self.client_disconnected(client)
             except Exception:  # a program's own: the thread has its next client to serve
                 self._threaded_log(HOOKS, logging.ERROR, "client %d: client_disconnected has failed", client.number,
-                                   exc_info=True)
+                                   exc_info=True, extra=about(client, "hook"))
 
     def _threaded_log(self, kind: str, level: int, message: str, *arguments: object, **keywords: Any) -> None:
         """Log what a client has caused, within the limit for records of that kind; the rest is counted."""

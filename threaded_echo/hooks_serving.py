@@ -11,6 +11,7 @@ from typing import Any
 from .clients.client import Client
 from .clients.threads import calling
 from .hooks_leaving import HANDSHAKES, HEADERS, HOOKS, LeavingHooks, logger
+from .observe.logs import about
 from .transport import proxy_protocol, tls
 from .transport.deadline import Deadline
 
@@ -62,7 +63,7 @@ class ServingHooks(LeavingHooks):
             self.client_connected(client)
         except Exception:  # a program's own: the client is served all the same
             self._threaded_log(HOOKS, logging.ERROR, "client %d: client_connected has failed", client.number,
-                               exc_info=True)
+                               exc_info=True, extra=about(client, "hook"))
         return True
 
     def _threaded_open(self, client: Client, request: Any) -> bool:
@@ -78,12 +79,13 @@ class ServingHooks(LeavingHooks):
         except OSError as error:
             if not client._connection.awaits_header:
                 self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
-                                   client.number, error)
+                                   client.number, error, extra=about(client, "handshake"))
             elif error.errno is None:
                 self._threaded_log(HEADERS, logging.INFO, "client %d: its PROXY header was refused: %s", client.number,
-                                   error)
+                                   error, extra=about(client, "handshake"))
             else:  # as a proxy does again and again to see whether this server is alive
-                logger.debug("client %d went away before its PROXY header: %s", client.number, error)
+                logger.debug("client %d went away before its PROXY header: %s", client.number, error,
+                             extra=about(client, "gone"))
             client._refuse("handshake")
             return False
         return True
@@ -142,7 +144,7 @@ class ServingHooks(LeavingHooks):
             details = tls.shake_hands(request, self.handshake_timeout)
         except OSError as error:
             self._threaded_log(HANDSHAKES, logging.INFO, "client %d: its TLS handshake has failed: %s",
-                               client.number if client else 0, error)
+                               client.number if client else 0, error, extra=about(client, "handshake"))
             if client is not None and registry.owns(client):
                 client._refuse("handshake")
             return False

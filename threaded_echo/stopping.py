@@ -28,6 +28,7 @@ from .clients.deadlines import Deadlines
 from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, client_in_hand
+from .observe.logs import about
 from .report import StopReport, Survivor, stacks_of
 from .stop import Stop
 
@@ -349,7 +350,8 @@ class Stopping:
             new = [survivor for survivor in survivors
                    if survivor.thread not in self._given_up and survivor.client not in self._left_waiting]
             if new:
-                logger.warning("still running after the stop:\n%s", "\n".join(map(str, new)))
+                logger.warning("still running after the stop:\n%s", "\n".join(map(str, new)),
+                               extra=about(None, "survivors"))
             with self._registry.lock:
                 self._given_up.update(thread for _, thread in left if thread is not None)
                 self._left_waiting.update(client for client, thread in left if client is not None and thread is None)

@@ -173,6 +173,8 @@ def test_handler_that_cannot_be_loaded_is_told(source, name, reason, folder, cap
     (["--unix", "path", "--unix-mode", "00660"], "--unix-mode"),
     (["--linger-timeout", "-1"], "--linger-timeout"),
     (["--quiet", "--verbose"], "--verbose"),
+    (["--metrics-port", "65536"], "--metrics-port"),
+    (["--metrics-host", "localhost"], "argument --metrics-host: needs --metrics-port N"),
     (["--unknown"], "--unknown"),
     (["more"], "more"),
 ])

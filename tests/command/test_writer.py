@@ -75,6 +75,30 @@ def test_lines_that_find_no_room_are_dropped_and_counted_when_all_are_written(sl
     assert stream.getvalue().splitlines() == ["first", *lines(range(10)), "1,234 lines were not printed"]
 
 
+def test_settling_waits_until_all_is_written(slow):
+    """And later lines are written all the same."""
+    writer, stream = slow
+    writer.write("second")
+    with running(stream.let, 2):
+        writer.settle()
+    assert stream.getvalue() == "first\nsecond\n"
+    writer.write("third")
+    with running(stream.let):
+        writer.close()
+    assert stream.getvalue().endswith("third\n")
+
+
+def test_settling_gives_up_on_a_reader_that_is_stuck(slow, monkeypatch):
+    """There is one last chance for all that is left, so that closing does not wait for it again."""
+    writer, stream = slow
+    writer._patience = 0.01
+    writer.settle()
+    assert writer._patience == 0
+    writer.close()
+    stream.let()
+    writer._thread.join(GUARD)
+
+
 def test_count_comes_before_the_next_line_that_finds_room(slow):
     """There is room when the queue is half empty, so that not each second line is a count."""
     writer, stream = slow

@@ -12,6 +12,8 @@ try:
 except ImportError:  # pragma: no cover - Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
+from ..observe.logs import about
+
 logger = logging.getLogger("threaded_echo")
 
 _OPEN = "/proc/self/fd"
@@ -47,7 +49,7 @@ class Reserve:
             if now - self._logged >= _LOG_INTERVAL:
                 self._logged = now
                 logger.warning("accepting no clients while fewer than %d descriptors are free (reserve_descriptors)",
-                               reserve)
+                               reserve, extra=about(None, "accept"))
             return 0
         return max(1, min(_MOST, above // _PER_CLIENT))
 

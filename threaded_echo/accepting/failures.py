@@ -6,9 +6,9 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
+from ..observe.logs import about
 from ..transport import tls
 from ..transport.several import listeners_of
 
@@ -53,27 +53,28 @@ class AcceptFailures:
             return  # the listener has a time-out of the program's
         self.count += 1
         if error.errno in _EXHAUSTED:
-            self._log(logger.error, "cannot accept clients, trying again every %g s: %s", BACK_OFF, error)
+            self._log("cannot accept clients, trying again every %g s: %s", BACK_OFF, error)
             stopping.wait(BACK_OFF)
         elif isinstance(error, ConnectionError) or error.errno in _GONE or tls.is_tls_error(error):
-            logger.debug("a connection was gone before it was accepted: %s", error)
+            logger.debug("a connection was gone before it was accepted: %s", error, extra=about(None, "accept"))
         elif error.errno is None or error.errno < 0:
             # Not the system's: a program's get_request turns a connection away, as socketserver lets it.
-            logger.debug("a connection was turned away by get_request: %s", error)
+            logger.debug("a connection was turned away by get_request: %s", error, extra=about(None, "accept"))
         elif is_broken(server):
-            logger.error("the listening socket has failed, the serving loop ends: %s", error)
+            logger.error("the listening socket has failed, the serving loop ends: %s", error,
+                         extra=about(None, "accept"))
             raise error
         else:
-            self._log(logger.error, "a client could not be accepted: %s", error)
+            self._log("a client could not be accepted: %s", error)
             if not is_own:
                 stopping.wait(BACK_OFF)  # the connection may still be in the queue
 
-    def _log(self, log: Callable[..., None], *message: object) -> None:
-        """Log, at most once in ten seconds."""
+    def _log(self, message: str, *arguments: object) -> None:
+        """Log an error, at most once in ten seconds."""
         now = time.monotonic()
         if now - self._logged >= _LOG_INTERVAL:
             self._logged = now
-            log(*message)
+            logger.error(message, *arguments, extra=about(None, "accept"))
 
 
 def is_broken(server: Any) -> bool:

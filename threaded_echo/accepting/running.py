@@ -23,7 +23,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from ..observe.logs import NOTICE, printable
+from ..observe.logs import NOTICE, about, printable
 from ..transport.listeners import show_address
 from ..transport.several import addresses_of, listeners_of
 from .loop import Background
@@ -63,7 +63,7 @@ class _Run:
         numbers = (*STOPS, RELOAD) if reloads else STOPS
         with handled(self._obey, numbers), Watchdog(self._server, self._state) as watchdog:
             for address in addresses_of(self._server):
-                logger.log(NOTICE, "listening on %s", show_address(address), extra={"event": "listening"})
+                logger.log(NOTICE, "listening on %s", show_address(address), extra=about(None, "listening"))
             with ExitStack() as stack:
                 # An exception of another signal handler, too, stops the server.
                 stack.callback(self._stop)
@@ -78,7 +78,7 @@ class _Run:
                 if reason is not None:
                     self._linger(background)
                 self._log("stopping")
-            logger.log(NOTICE, "%s", str(self._report).partition("\n")[0], extra={"event": "stopped"})
+            logger.log(NOTICE, "%s", str(self._report).partition("\n")[0], extra=about(None, "stopped"))
         if self._errors:
             raise self._errors.pop()
         return self._report
@@ -127,9 +127,10 @@ class _Run:
         try:
             certfile, _ = self._state.certificates.reload(self._server)
             logger.log(NOTICE, "certificate reloaded: %s", printable(os.fsdecode(certfile)),
-                       extra={"event": "reloaded"})
+                       extra=about(None, "reloaded"))
         except Exception as error:  # whatever is wrong with the new one, the server goes on with the old one
-            logger.error("the certificate could not be reloaded, and the old one stays: %s", error)
+            logger.error("the certificate could not be reloaded, and the old one stays: %s", error,
+                         extra=about(None, "reloaded"))
 
     def _linger(self, background: Background) -> None:
         """Accept no more clients, and let the live ones go on for ``linger_timeout`` seconds.
@@ -156,4 +157,4 @@ class _Run:
     def _log(self, event: str) -> None:
         """Log what begins, and how many clients there are."""
         live = len(self._state.registry.live)
-        logger.log(NOTICE, "%s: %d client%s live", event, live, "" if live == 1 else "s", extra={"event": event})
+        logger.log(NOTICE, "%s: %d client%s live", event, live, "" if live == 1 else "s", extra=about(None, event))

@@ -58,7 +58,7 @@ class Client:
     """
 
     __slots__ = ("number", "address", "thread", "reason", "tls", "_connection", "_period", "_registry", "_lock",
-                 "_phase", "_outcome", "_announced", "_ended_its_stream", "_counted", "_logs", "_accepted",
+                 "_phase", "_outcome", "_announced", "_ended_its_stream", "_counted", "_told", "_accepted",
                  "_accepted_at", "_ended", "_activity", "_data", "_peer")
 
     def __init__(self, number: int, request: Any, address: Any, period: Period, registry: Any) -> None:
@@ -78,7 +78,7 @@ class Client:
         self._announced = False  # client_connected has been called
         self._ended_its_stream = False  # the client itself, before the server has
         self._counted = False  # guarded by the server's lock: its outcome is in the registry's totals
-        self._logs: Any = None  # the bound on what is logged about it, once anything is
+        self._told = False  # its coming has been logged, so its going is to be, too
         self._accepted = time.monotonic()
         self._accepted_at = time.time()
         self._ended: float | None = None

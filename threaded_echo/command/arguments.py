@@ -43,6 +43,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument --tls-{'key' if options.tls_key else 'ca'}: needs --tls-cert")
     if options.worker_threads and options.workers is None:
         parser.error("argument --worker-threads: needs --workers N")
+    if options.metrics_host is not None and options.metrics_port is None:
+        parser.error("argument --metrics-host: needs --metrics-port N")
+    if options.metrics_host is None:
+        options.metrics_host = HOST
     if options.port is None:
         options.port = PORT
     return options
@@ -131,6 +135,12 @@ def _make_parser() -> argparse.ArgumentParser:
     amount.add_argument("--quiet", action="store_true", help="nothing about clients and what they say")
     amount.add_argument("--verbose", action="store_true", help="connections that break in the middle, too")
     _add_option(output, "logs_per_client")
+    output.add_argument("--log-json", action="store_true",
+                        help="a JSON object a line, on standard output, warnings and errors included")
+    output.add_argument("--metrics-port", type=_port, metavar="N",
+                        help="serve metrics for Prometheus over HTTP, without TLS; 0 picks a free port")
+    output.add_argument("--metrics-host", metavar="NAME",
+                        help=f"the address for it; \"\" is everywhere (default: {HOST}, whatever --host is)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The command's output: log lines, escaped, written by threads of their own.
+"""The command's output: log lines, escaped, or as JSON, written by threads of their own.
 
 Guarantees:
 
@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TextIO
 
 from ..accepting.signals import handled
+from .json_lines import JsonFormatter
 
 MOST_LINES = 10_000
 MOST_BYTES = 16 << 20
@@ -34,16 +35,23 @@ _LAST_CHANCE = 1.0  # seconds for what is left at the end
 logger = logging.getLogger("threaded_echo")
 
 
+def _show_count(count: int) -> str:
+    return f"{count:,} line{' was' if count == 1 else 's were'} not printed"
+
+
 class Writer:
     """Writes lines to a stream, from a thread of its own. *Thread safety*: any thread may call `write`.
 
     ``broken`` is called in that thread when writing has failed; later lines are dropped. A stream without a descriptor,
-    as tests and notebooks have, is written to by its own methods.
+    as tests and notebooks have, is written to by its own methods. ``show_count`` makes the line that says how many were
+    dropped.
     """
 
-    def __init__(self, stream: TextIO | None, broken: Callable[[OSError], object], name: str) -> None:
+    def __init__(self, stream: TextIO | None, broken: Callable[[OSError], object], name: str,
+                 show_count: Callable[[int], str] = _show_count) -> None:
         self._stream = stream if stream is not None else io.StringIO()  # a program without a console has none
         self._broken = broken
+        self._show_count = show_count
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._descriptor: int | None = None
         with suppress(OSError, AttributeError):  # io.UnsupportedOperation is an OSError
@@ -54,9 +62,10 @@ class Writer:
         self._lines: collections.deque[str] = collections.deque()
         self._size = 0  # of the lines that wait
         self._dropped = 0
+        self._is_idle = False  # the thread waits for lines, or has ended
         self._closed = False
         self._given_up = False
-        self._patience = _LAST_CHANCE  # of the next call of `close`
+        self._patience = _LAST_CHANCE  # of the next call of `settle` or `close`
 
     def start(self) -> None:
         """Begin to write. Raises RuntimeError if there are no threads."""
@@ -77,11 +86,17 @@ class Writer:
             self._add_count_locked()
             self._add_locked(line)
 
+    def settle(self) -> None:
+        """Wait a moment for what is left to be written, or for `broken` to be called because that has failed."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._is_idle and not self._lines, self._patience):
+                self._patience = 0.0
+
     def close(self) -> None:
         """Wait a moment for what is left to be written, and end the thread."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(self._patience)
         if self._thread.is_alive():
             self._patience = 0.0
@@ -90,11 +105,11 @@ class Writer:
     def _add_locked(self, line: str) -> None:
         self._lines.append(line)
         self._size += len(line)
-        self._changed.notify()
+        self._changed.notify_all()
 
     def _add_count_locked(self) -> None:
         if self._dropped:
-            self._add_locked(f"{self._dropped:,} line{' was' if self._dropped == 1 else 's were'} not printed")
+            self._add_locked(self._show_count(self._dropped))
             self._dropped = 0
 
     def _run(self) -> None:
@@ -104,6 +119,14 @@ class Writer:
         except OSError as error:
             if self._give_up():
                 self._broken(error)
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Note that there is nothing to write."""
+        with self._changed:
+            self._is_idle = True
+            self._changed.notify_all()
 
     def _take(self) -> str:
         """Wait for lines, and return some; empty at the end."""
@@ -113,7 +136,9 @@ class Writer:
                 if not self._lines:
                     if self._closed:
                         return ""
+                    self._rest()
                     self._changed.wait()
+            self._is_idle = False
             taken, size = [], 0
             while self._lines and size < _AT_ONCE:
                 taken.append(line := self._lines.popleft())
@@ -153,7 +178,10 @@ class Writer:
 
 
 class _LineHandler(logging.Handler):
-    """Hands records to a `Writer`, with all characters escaped that could control a terminal, except line ends."""
+    """Hands records to a `Writer`, with all characters escaped that could control a terminal, except line ends.
+
+    A `JsonFormatter` has escaped the line ends, too.
+    """
 
     def __init__(self, writer: Writer) -> None:
         super().__init__()
@@ -175,14 +203,16 @@ class _LineHandler(logging.Handler):
 class Output:
     """Sends the package's messages to standard output, and its warnings and errors to standard error.
 
-    For a ``with`` block, which leaves the logger as it was. ``broken`` is called, in another thread, when standard
-    output takes no more lines.
+    With ``as_json`` all go to standard output, as JSON; only warnings and errors that come when that takes no more
+    lines go to standard error. For a ``with`` block, which leaves the logger as it was. ``broken`` is called, in
+    another thread, when standard output takes no more lines.
     """
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, level: int, as_json: bool = False) -> None:
         self._level = level
+        self._json = JsonFormatter() if as_json else None
         self._stack = ExitStack()
-        self._output = Writer(sys.stdout, self._is_broken, "output")
+        self._output = Writer(sys.stdout, self._is_broken, "output", self._show_count)
         self._errors = Writer(sys.stderr, lambda error: None, "errors")
         self.broken: Callable[[], object] = lambda: None
         self.error: OSError | None = None
@@ -202,13 +232,17 @@ class Output:
         with handled(lambda number: None):  # a signal must not cut off the last lines, which take a moment only
             self._stack.close()
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """Wait a moment for the last lines of standard output to be written. Afterwards `error` is known."""
         with handled(lambda number: None):  # as above
-            self._output.close()
+            self._output.settle()
 
     def _take_logger(self, stack: ExitStack, output: logging.Handler, errors: logging.Handler) -> None:
-        output.addFilter(lambda record: record.levelno < logging.WARNING)
+        output.setFormatter(self._json)
+        if self._json is None:
+            output.addFilter(lambda record: record.levelno < logging.WARNING)
+        else:
+            errors.addFilter(lambda record: self.error is not None)
         errors.setLevel(logging.WARNING)
         errors.setFormatter(logging.Formatter("threaded_echo: %(message)s"))
         for name in ("propagate", "disabled"):  # logging.config, in a handler's module, disables what it does not know
@@ -219,6 +253,10 @@ class Output:
         for handler in (output, errors):
             logger.addHandler(handler)
             stack.callback(logger.removeHandler, handler)
+
+    def _show_count(self, count: int) -> str:
+        text = _show_count(count)
+        return text if self._json is None else self._json.line(logging.WARNING, "omitted", text)
 
     def _is_broken(self, error: OSError) -> None:
         self.error = error

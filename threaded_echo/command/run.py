@@ -7,20 +7,22 @@ import logging
 import os
 import socketserver
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 from ..clients.client import Client
+from ..clients.telling import tell_connected
 from ..handlers import EchoHandler
 from ..mixin import ThreadedMixIn
-from ..observe.logs import NOTICE
+from ..observe.logs import NOTICE, about
 from ..server import ThreadedTCPServer, ThreadedUnixStreamServer
 from ..state import ServerState
 from ..transport import certificates, proxy_protocol, systemd
 from ..transport.listeners import resolve_name, show_address
 from .arguments import HOST, parse, server_options
+from .metrics import serve_metrics
 from .output import Output
 
 logger = logging.getLogger("threaded_echo")
@@ -33,29 +35,35 @@ class Failed(Exception):
 
 
 class _Server(ThreadedMixIn):
-    """Logs each client that comes and goes."""
+    """Logs each client that comes and goes, whatever its handler."""
 
     def client_connected(self, client: Client) -> None:
-        logger.info("client %d connected%s", client.number, client.address and f" from {show_address(client.address)}",
-                    extra={"client": client.number, "address": client.address, "event": "connected"})
-
-    def client_disconnected(self, client: Client) -> None:
-        logger.info("client %d disconnected", client.number,
-                    extra={"client": client.number, "address": client.address, "event": "disconnected"})
+        tell_connected(client)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a server until it is stopped; return the exit status. Raises SystemExit(2) for wrong usage."""
     options = parse(arguments)
     level = logging.DEBUG if options.verbose else NOTICE if options.quiet else logging.INFO
+    failed: Failed | None = None
+    handler: type = EchoHandler
     try:
-        handler = load_handler(options.handler) if options.handler else EchoHandler
-        with Output(level) as output:
-            return _serve(options, handler, output)
-    except (Failed, RuntimeError) as error:  # RuntimeError: not even the output's threads can be started
-        reason = str(error) if isinstance(error, Failed) else f"cannot serve: {error}"
-        print("threaded_echo:", *reason.splitlines(), file=sys.stderr)
+        if options.handler:
+            handler = load_handler(options.handler)
+    except Failed as error:
+        failed = error  # to be logged, when the module has done to the logger whatever it does
+    try:
+        with Output(level, options.log_json) as output:
+            return _serve(options, handler, output) if failed is None else _tell(failed)
+    except RuntimeError as error:  # not even the output's threads can be started
+        print("threaded_echo: cannot serve:", *str(error).splitlines(), file=sys.stderr)
         return FAILED
+
+
+def _tell(reason: object) -> int:
+    """Log in one line why the command has failed; return the status."""
+    logger.error("%s", " ".join(str(reason).splitlines()), extra=about(None, "failed"))
+    return FAILED
 
 
 def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
@@ -65,21 +73,21 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
         try:
             server = _make_server(options, handler)
             stack.callback(server._threaded_close_if_open)
+            if options.metrics_port is not None:
+                stack.enter_context(_serve_metrics(server, options))
         except Failed as error:
-            logger.error("%s", " ".join(str(error).splitlines()))
-            return FAILED
+            return _tell(error)
         output.broken = server.stop
         try:
             report = server.run(options.duration)
         except (OSError, RuntimeError) as error:  # out of descriptors or threads, or the listener has failed
             reason = f"{'stopped by an error' if server.stats().seconds_up else 'cannot serve'}: {error}"
             report = server.stop(0, 0)
-    output.close()
+    output.settle()
     if output.error is not None:  # which has stopped the server, perhaps before it could start
         reason = None if isinstance(output.error, BrokenPipeError) else f"stopped by an error: {output.error}"
-    if reason is not None:
-        logger.error("%s", " ".join(reason.splitlines()))
-    return SURVIVORS if report.survivors else FAILED if reason is not None else OK
+    status = OK if reason is None else _tell(reason)
+    return SURVIVORS if report.survivors else status
 
 
 def _make_server(options: argparse.Namespace, handler: type) -> Any:  # a _Server
@@ -123,10 +131,30 @@ def _listen(options: argparse.Namespace, handler: type, settings: dict[str, Any]
     except systemd.NotGiven as error:
         raise Failed(str(error)) from error
     except (OSError, UnicodeError, NotImplementedError) as error:  # UnicodeError: of a name that cannot be one
-        place = getattr(error, "listener", place)
-        # An OSError's own text names the address, too.
-        reason = error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else error
-        raise Failed(f"cannot listen on {show_address(place)}: {reason}") from error
+        raise _cannot_listen(place, error) from error
+
+
+def _cannot_listen(place: Any, error: Exception) -> Failed:
+    """Say that the command cannot listen, at the address that the error names or else at ``place``."""
+    # An OSError's own text names the address, too.
+    reason = error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else error
+    return Failed(f"cannot listen on {show_address(getattr(error, 'listener', place))}: {reason}")
+
+
+@contextmanager
+def _serve_metrics(server: Any, options: argparse.Namespace) -> Iterator[None]:
+    """Serve the metrics until the block ends. Raises Failed."""
+    place = (options.metrics_host, options.metrics_port)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serve_metrics(server, *place))
+        except ImportError as error:
+            raise Failed(f"argument --metrics-port: {error}") from error
+        except (OSError, UnicodeError) as error:
+            raise _cannot_listen(place, error) from error
+        except ValueError as error:
+            raise Failed(f"the names of the metrics are taken: {error}") from error
+        yield
 
 
 def load_handler(name: str) -> type[socketserver.BaseRequestHandler]:

@@ -2,7 +2,8 @@
 
 A client must not be able to control or flood the log. What it says is shown with its control characters escaped. The
 records that it can cause are bounded, by a `LogLimit` for each client, and by one for each kind of error over all
-clients, which a `BoundedLog` keeps. Whatever is left out is counted, and the count is logged.
+clients, which a `BoundedLog` keeps. Whatever is left out is counted, and the count is logged. A record says by `about`
+what has happened, and to which client.
 """
 from __future__ import annotations
 
@@ -20,6 +21,19 @@ if logging.getLevelName(NOTICE) == f"Level {NOTICE}":  # else the program has a 
 
 WINDOW = 10.0
 """Seconds for which a limit counts."""
+
+
+EVENTS = ("listening", "metrics", "reloaded", "lingering", "stopping", "stopped", "survivors", "accept", "omitted",
+          "connected", "disconnected", "message", "refused", "handshake", "gone", "failed", "hook", "line", "late",
+          "slow", "overrun", "iteration", "idle", "lifetime", "send", "stop", "disconnect", "thread")
+"""What a record's ``event`` may be. Programs look for these words: none is ever changed. README.rst explains them."""
+
+
+def about(client: Any, event: str, address: Any = None) -> dict[str, Any]:
+    """Return the extra fields of a record about a client; ``None``: about none, or one whose ``address`` is known."""
+    if client is None:
+        return {"client": None, "address": address, "event": event}
+    return {"client": client.number, "address": client.address, "event": event}
 
 
 def printable(text: str) -> str:
@@ -111,4 +125,5 @@ class BoundedLog:
 
     def _tell(self, kind: str, count: int) -> None:
         if count:
-            self._logger.warning("%s more %s were not logged", f"{count:,}", kind)
+            self._logger.warning("%s more %s were not logged", f"{count:,}", kind,
+                                 extra=about(None, "omitted"))

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..clients.client import Client
 from ..clients.period import Period
+from ..observe.logs import about
 
 logger = logging.getLogger("threaded_echo")
 
@@ -27,9 +28,9 @@ WAITING, ENDED = "has not ended after", "has taken"
 """What is said of a slow call: while its caller waits, or at its end."""
 
 
-def _log(kind: str, level: int, message: str, *arguments: object) -> None:
+def _log(kind: str, level: int, message: str, *arguments: object, **keywords: Any) -> None:
     """Log without a bound."""
-    logger.log(level, message, *arguments)
+    logger.log(level, message, *arguments, **keywords)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Terms:
     per_host: int | None = None
     """So many calls of one host run at once."""
     log: Callable[..., None] = _log
-    """Logs a record of a kind: ``log(kind, level, message, *arguments)``."""
+    """Logs a record of a kind: ``log(kind, level, message, *arguments, **keywords)``."""
 
 
 NO_TERMS = Terms()
@@ -145,12 +146,13 @@ class Call:
         seconds = time.monotonic() - self.made
         if seconds >= slow:
             self.is_told = True
-            self.terms.log(SLOW, logging.WARNING, "%s: %s %s %.3f s", self.who, self.name, what, seconds)
+            self.terms.log(SLOW, logging.WARNING, "%s: %s %s %.3f s", self.who, self.name, what, seconds,
+                           extra=about(self.client, "slow"))
 
     def tell_that_it_runs_on(self) -> None:
         """Log that the function runs on after its time, as nothing can end it there."""
         self.terms.log(LEFT, logging.WARNING, "%s: %s runs on after its %g s: only a worker process can be ended",
-                       self.who, self.name, self.terms.timeout)
+                       self.who, self.name, self.terms.timeout, extra=about(self.client, "overrun"))
 
 
 def _name_caller(client: Client | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ServerStopping
+from ..observe.logs import about
 from .call import CLOSE_TIMEOUT, Call, CallerLeft
 from .messages import CLOSE, ITEM, NEXT, Message
 from .wire import Disconnected
@@ -76,4 +77,5 @@ def close(worker: Worker, caller: Call) -> None:
         with reply:
             worker.open(reply)
     except Exception as error:  # the function's own
-        logger.warning("%s: what an iteration raised after it was left: %s", caller.who, error, exc_info=error)
+        logger.warning("%s: what an iteration raised after it was left: %s", caller.who, error, exc_info=error,
+                       extra=about(caller.client, "iteration"))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from ..errors import ServerStopping
+from ..observe.logs import about
 from .call import AHEAD, CLOSE_TIMEOUT, Call
 from .executors import run_inline, wait_until_done
 from .thread_work import ThreadCall
@@ -120,4 +121,5 @@ def leave(turn: Turn, work: ThreadItems, when_over: Callable[[], None]) -> None:
         except ServerStopping:
             pass  # the handler gets its own
         except Exception as error:  # the function's own
-            logger.warning("%s: what an iteration raised after it was left: %s", call.who, error, exc_info=error)
+            logger.warning("%s: what an iteration raised after it was left: %s", call.who, error, exc_info=error,
+                           extra=about(call.client, "iteration"))
