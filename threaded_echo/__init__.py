@@ -34,7 +34,10 @@ up; ``Client.reason`` says which. In a handler, ``receive_exactly`` and ``receiv
 while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`. ``self.offload_iter``
 iterates over what a generator function yields there. `WorkerProcesses` are prepared by an initializer.
 
-The package logs to the logger ``threaded_echo``. ``python3 -m threaded_echo`` runs an echo server, and
+*Watching.* The package logs to the logger ``threaded_echo``; its records have the fields ``client``, ``address`` and
+``event``. `threaded_echo.observe.metrics.ServerCollector` has the counts for Prometheus.
+
+``python3 -m threaded_echo`` runs an echo server, and
 ``threaded_echo.examples`` has programs to start from. README.rst has the guarantees, the limits and the speed.
 """
 from .errors import LineTooLong, OffloadRefused, ServerStopping, WorkerDied

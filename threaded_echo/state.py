@@ -111,7 +111,7 @@ class ServerState:
         """Take a snapshot, which is consistent but for the bytes of live clients: those are read one by one."""
         accepted, peak, live, totals = self.registry.totals()
         for client in live:
-            totals.add_traffic(client)
+            totals.add_live(client)
         known = totals.bytes_known or not accepted
         return ServerStats(accepted, totals.refused, len(live), peak, totals.finished, totals.failed,
                            self.failures.count, totals.bytes_received if known else None,

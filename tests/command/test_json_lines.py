@@ -57,7 +57,8 @@ def test_record_of_no_client_has_null():
     assert (found["event"], found["client"], found["address"], found["message"]) == (None,) * 3 + ("no arguments: %d",)
 
 
-@pytest.mark.parametrize("text", ["\0\a\b\t\n\x1b[2J\x7f\x85\x9b", "\u2028\u2029\u202e", "gr\u00fc\u00df \U0001f600", '"\\'])
+@pytest.mark.parametrize("text", ["\0\a\b\t\n\x1b[2J\x7f\x85\x9b", "\u2028\u2029\u202e", "gr\u00fc\u00df \U0001f600",
+                                  '"\\'])
 def test_text_of_every_kind_is_escaped_and_comes_back(text):
     """Nothing in a line can end it or drive a terminal."""
     assert read(JsonFormatter().format(record_of("%s", text)))["message"] == text

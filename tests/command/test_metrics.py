@@ -134,7 +134,7 @@ def test_metrics_whose_names_are_taken_are_told(registered, capsys):
     """The handler's module may have taken one."""
     registered(Gauge("threaded_echo_clients", "Another one", registry=None))
     assert run(PORTS) == (cli.FAILED, [])
-    assert capsys.readouterr().err.startswith("threaded_echo: the names of the metrics are taken: Duplicated timeseries")
+    assert capsys.readouterr().err.startswith("threaded_echo: the names of the metrics are taken: Duplicated ")
 
 
 def test_scrape_that_fails_is_logged_and_harms_nothing(registered, capsys):

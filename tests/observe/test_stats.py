@@ -9,11 +9,19 @@ import sys
 
 import pytest
 
-from threaded_echo import ClientHandler, ThreadedTCPServer, current_client
+from threaded_echo import ClientHandler, ServerStats, ThreadedTCPServer, current_client
 from threaded_echo.observe.stats import Counts
 
 from ..conftest import LOOPBACK
 from ..tools import Echo, ask, connect, receive, receive_all
+
+
+def test_fields_are_those_of_the_contract():
+    """And the histograms."""
+    assert [field.name for field in dataclasses.fields(ServerStats)] == [
+        "accepted", "refused", "live", "peak", "finished", "failed", "accept_errors", "bytes_received", "bytes_sent",
+        "threads_busy", "threads_idle", "offloads_running", "offloads_waiting", "offloads_done", "offloads_failed",
+        "offload_wait", "offload_run", "seconds_up", "disconnected", "refused_by", "durations"]
 
 
 def test_statistics_add_up(serve):

@@ -36,7 +36,7 @@ class Connection:
     """The socket of one client, or whatever the program's ``get_request`` has made of it."""
 
     __slots__ = ("request", "accepted", "sending", "awaits_header", "_address", "_lock", "_descriptor", "_unsendable",
-                 "_final", "_seen", "_credentials")
+                 "_final", "seen", "_credentials")
 
     def __init__(self, request: Any, address: Any, lock: threading.RLock) -> None:
         self.request = request  # None after release
@@ -44,7 +44,7 @@ class Connection:
         self._address = address
         self._lock = lock  # guards all fields but _unsendable
         self._final: Traffic | None = None
-        self._seen: Traffic | None = None  # at the last look of `last_traffic`
+        self.seen: Traffic | None = None  # by `last_traffic`
         self._credentials: Credentials | None = None  # once they have been asked for, or the client has gone
         self.sending = threading.Lock()  # held during one whole send; guards _unsendable
         self._unsendable: str | None = None  # why nothing can be sent
@@ -71,8 +71,8 @@ class Connection:
     def last_traffic(self) -> Traffic | None:
         """Do as `traffic`; but if the handler has closed or detached its socket, return what the last call returned."""
         with self._lock:
-            self._seen = self.traffic() or self._seen
-            return self._seen
+            self.seen = self.traffic() or self.seen
+            return self.seen
 
     def credentials(self) -> Credentials | None:
         """Return who is at the other end of a Unix socket."""

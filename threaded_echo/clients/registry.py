@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..observe.durations import CONNECTION_BOUNDS, DurationRecorder, Durations
+from ..transport.tcp_info import Traffic
 from .client import Client
 from .period import Period
 
@@ -62,11 +63,13 @@ class Totals:
                 self.disconnected[client.reason] += 1
             if self.recorder is not None:
                 self.recorder.add(client.age)
-        self.add_traffic(client)
+        self._add_traffic(client._connection.traffic() or client._connection.seen)
 
-    def add_traffic(self, client: Client) -> None:
-        """Add what has passed over a client's connection so far, which is never less than at an earlier look."""
-        traffic = client._connection.last_traffic()
+    def add_live(self, client: Client) -> None:
+        """Add what has passed over a live client's connection so far; later it is never less."""
+        self._add_traffic(client._connection.last_traffic())
+
+    def _add_traffic(self, traffic: Traffic | None) -> None:
         if traffic is not None:
             self.bytes_known = True
             self.bytes_received += traffic.received
