@@ -37,8 +37,8 @@ iterates over what a generator function yields there. `WorkerProcesses` are prep
 *Watching.* The package logs to the logger ``threaded_echo``; its records have the fields ``client``, ``address`` and
 ``event``. `threaded_echo.observe.metrics.ServerCollector` has the counts for Prometheus.
 
-``python3 -m threaded_echo`` runs an echo server, and
-``threaded_echo.examples`` has programs to start from. README.rst has the guarantees, the limits and the speed.
+``python3 -m threaded_echo`` runs an echo server, and ``threaded_echo.examples`` has programs to start from. README.rst
+has the guarantees, the limits and the speed.
 """
 from .errors import LineTooLong, OffloadRefused, ServerStopping, WorkerDied
 from .handlers import ClientHandler, EchoHandler, LineHandler
