@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from threaded_echo import ClientHandler, ThreadedMixIn, ThreadedTCPServer, ThreadedUnixStreamServer
 from threaded_echo.observe.metrics import ServerCollector
 
-from ..tools import LOOPBACK, Echo, ask, connect, receive, receive_all, until
+from ..tools import LOOPBACK, Echo, ask, connect, receive, receive_all, until, wait_until
 
 Samples = dict[str, float]
 
@@ -156,6 +156,32 @@ def test_clients_that_come_and_go_during_a_scrape_are_counted_once(serve, monkey
     assert (later["threaded_echo_clients"], later["threaded_echo_connections_total"]) == (0, 2)
 
 
+def test_client_that_leaves_in_the_middle_of_a_snapshot_is_counted_once(serve, monkeypatch):
+    """It is among the live ones when these are listed, and among those that have gone when these are counted."""
+    server = serve(Echo)
+    registry = registry_of(ServerCollector(server))
+    clients = server._threaded_state.registry
+    with connect(server) as leaving:
+        leaving.sendall(b"hello")
+        assert receive(leaving, 5) == b"hello"
+
+        def interrupted():
+            """Let it leave after the live ones have been listed."""
+            found = listed()
+            monkeypatch.undo()
+            leaving.close()
+            until(lambda: not clients.live)
+            return found
+
+        listed = clients.clients
+        monkeypatch.setattr(clients, "clients", interrupted)
+        found = scrape(registry)
+    assert_consistent(found, {})
+    assert (found["threaded_echo_clients"], found["threaded_echo_finished_total"]) == (0, 1)
+    if sys.platform == "linux":
+        assert found["threaded_echo_received_bytes_total"] == 5
+
+
 def test_scrapes_beside_busy_clients_are_consistent(serve):
     """Whatever the moment, each client is counted once and no counter goes down."""
     server = serve(Echo)
@@ -207,7 +233,7 @@ def test_counters_go_on_when_the_server_serves_again(serve):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no bytes are known")
 def test_bytes_of_a_handler_that_closes_its_socket_stay_counted(serve):
     """As they were at the last scrape: afterwards the kernel tells nothing any more."""
-    closed, goes_on = threading.Event(), threading.Event()
+    closed, goes_on, ends = threading.Event(), threading.Event(), threading.Event()
 
     class Closing(socketserver.BaseRequestHandler):
         """Closes its socket by itself, and goes on."""
@@ -215,9 +241,10 @@ def test_bytes_of_a_handler_that_closes_its_socket_stay_counted(serve):
         def handle(self):
             """Echo once."""
             self.request.sendall(self.request.recv(100))
-            assert goes_on.wait(50)
+            wait_until(goes_on)
             self.request.close()
             closed.set()
+            wait_until(ends)
 
     server = serve(Closing)
     registry = registry_of(ServerCollector(server))
@@ -227,8 +254,9 @@ def test_bytes_of_a_handler_that_closes_its_socket_stay_counted(serve):
         before = scrape(registry)
         assert before["threaded_echo_received_bytes_total"] == 5
         goes_on.set()
-        assert closed.wait(50)
+        wait_until(closed)
         assert_consistent(scrape(registry), before)
+        ends.set()
     server.stop()
     assert_consistent(scrape(registry), before)
 

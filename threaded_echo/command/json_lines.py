@@ -32,8 +32,7 @@ class JsonFormatter(logging.Formatter):
             members["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             members["stack"] = self.formatStack(record.stack_info)
-        text = json.dumps({name: _clean(value) for name, value in members.items()})
-        return text.replace("\x7f", "\\u007f")  # the one control character that JSON lets through
+        return json.dumps({name: _clean(value) for name, value in members.items()})
 
     def line(self, level: int, event: str, message: str, *arguments: object) -> str:
         """Format a line for which there is no record."""

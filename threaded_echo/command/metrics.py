@@ -52,14 +52,14 @@ def serve_metrics(server: Any, host: str, port: int) -> Iterator[None]:
     REGISTRY.register(collector)
     try:
         addresses = list(dict.fromkeys(resolve_name(host, port)))
-        with _MetricsServer(addresses, MetricsHandler) as metrics:
+        metrics = _MetricsServer(addresses, MetricsHandler)
+        try:
             metrics.start()
             for address in metrics.server_addresses:
                 logger.log(NOTICE, "metrics on http://%s/metrics", show_address(address), extra=about(None, "metrics"))
-            try:
-                yield
-            finally:
-                with handled(lambda number: None):  # a signal must not leave it behind; it takes a moment only
-                    metrics.stop()
+            yield
+        finally:
+            with handled(lambda number: None):  # a signal must not leave it behind; it takes a moment only
+                metrics.stop()
     finally:
         REGISTRY.unregister(collector)
