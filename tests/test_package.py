@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import threaded_echo
 
 PACKAGE = Path(threaded_echo.__file__).parent
@@ -18,6 +20,51 @@ def test_public_names_are_those_of_the_contract() -> None:
         "ServerStopping", "StopReport", "Survivor", "ThreadedMixIn", "ThreadedTCPServer", "ThreadedUnixStreamServer",
         "WorkerDied", "WorkerProcesses", "WorkerThreads", "current_client"]
     assert all(hasattr(threaded_echo, name) for name in threaded_echo.__all__)
+
+
+def run(code: str) -> str:
+    """Run a program in a fresh interpreter, and return what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_import_of_the_package_imports_none_of_its_modules_until_a_name_is_used() -> None:
+    """What is imported for one name is what that needs."""
+    code = """
+import sys, threaded_echo
+def loaded():
+    return [name for name in sorted(sys.modules) if name.startswith(("threaded_echo.", "socketserver"))]
+print(loaded())
+threaded_echo.WorkerDied
+print(loaded())
+"""
+    assert run(code) == "[]\n['threaded_echo.errors']\n"
+
+
+def test_names_that_are_imported_late_are_those_that_a_type_checker_is_told() -> None:
+    """A type checker sees imports in place of the table, from the same modules."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    [checked] = [node.body for node in tree.body if isinstance(node, ast.If)]
+    imported = {alias.name: node.module for node in checked if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported == threaded_echo._MODULES
+    assert sorted(imported) == threaded_echo.__all__
+
+
+def test_names_are_listed_documented_and_imported_by_a_star_before_they_are_used() -> None:
+    """It is not to be seen that they are imported late."""
+    assert set(threaded_echo.__all__) <= set(dir(threaded_echo))
+    assert run("import threaded_echo; print(set(threaded_echo.__all__) - set(dir(threaded_echo)))") == "set()\n"
+    assert run("from threaded_echo import *; import threaded_echo; print(set(threaded_echo.__all__) - set(globals()))"
+               ) == "set()\n"
+    text = run("import pydoc, threaded_echo; print(pydoc.plain(pydoc.render_doc(threaded_echo)))")
+    assert "class ThreadedTCPServer(" in text and "current_client() -> " in text
+
+
+def test_name_that_is_not_there_is_an_attribute_error() -> None:
+    """It names the module and the name, as ever."""
+    with pytest.raises(AttributeError, match="^module 'threaded_echo' has no attribute 'Nothing'$"):
+        threaded_echo.Nothing  # type: ignore[attr-defined]
 
 
 def imports() -> dict[str, set[str]]:
@@ -83,10 +130,9 @@ registered = []
 os.register_at_fork = lambda **hooks: registered.append(hooks)
 import concurrent.futures, logging, socketserver  # the standard library's own hooks
 before = atexit._ncallbacks(), len(registered)
-import threaded_echo
+from threaded_echo import *
 assert (atexit._ncallbacks(), len(registered)) == before, registered
 print([name for name in sys.modules if name.partition(".")[0] in
        ("multiprocessing", "ssl", "_ssl", "prometheus_client")])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
-    assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert run(code) == "[]\n"

@@ -40,16 +40,7 @@ iterates over what a generator function yields there. `WorkerProcesses` are prep
 ``python3 -m threaded_echo`` runs an echo server, and ``threaded_echo.examples`` has programs to start from. README.rst
 has the guarantees, the limits and the speed.
 """
-from .errors import LineTooLong, OffloadRefused, ServerStopping, WorkerDied
-from .handlers import ClientHandler, EchoHandler, LineHandler
-from .observe.stats import ServerStats
-from .clients.client import Client
-from .mixin import ThreadedMixIn
-from .offloading.threads import WorkerThreads
-from .server import ThreadedTCPServer, ThreadedUnixStreamServer
-from .report import StopReport, Survivor
-from .clients.threads import current_client
-from .offloading.initializing import WorkerProcesses
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -72,3 +63,48 @@ __all__ = [
     "WorkerThreads",
     "current_client",
 ]
+
+# Where the names are. Each is imported when it is first used, so that the pytest plugin, whose import imports this
+# module, too, does not slow the start of every pytest run down.
+_MODULES = {
+    "Client": "clients.client",
+    "ClientHandler": "handlers",
+    "EchoHandler": "handlers",
+    "LineHandler": "handlers",
+    "LineTooLong": "errors",
+    "OffloadRefused": "errors",
+    "ServerStats": "observe.stats",
+    "ServerStopping": "errors",
+    "StopReport": "report",
+    "Survivor": "report",
+    "ThreadedMixIn": "mixin",
+    "ThreadedTCPServer": "server",
+    "ThreadedUnixStreamServer": "server",
+    "WorkerDied": "errors",
+    "WorkerProcesses": "offloading.initializing",
+    "WorkerThreads": "offloading.threads",
+    "current_client": "clients.threads",
+}
+
+if TYPE_CHECKING:
+    from .clients.client import Client
+    from .clients.threads import current_client
+    from .errors import LineTooLong, OffloadRefused, ServerStopping, WorkerDied
+    from .handlers import ClientHandler, EchoHandler, LineHandler
+    from .mixin import ThreadedMixIn
+    from .observe.stats import ServerStats
+    from .offloading.initializing import WorkerProcesses
+    from .offloading.threads import WorkerThreads
+    from .report import StopReport, Survivor
+    from .server import ThreadedTCPServer, ThreadedUnixStreamServer
+else:
+    def __getattr__(name):
+        """Import a public name when it is first used (PEP 562)."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+        value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
