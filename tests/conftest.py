@@ -15,6 +15,8 @@ from threaded_echo import ThreadedTCPServer
 from .offloading.tools import meet_at
 from .tools import LOOPBACK, Meeting
 
+pytest_plugins = ["pytester"]
+
 # Started with the first process of its kind, it stays until the interpreter ends, and so does a descriptor to it.
 multiprocessing.resource_tracker.ensure_running()
 

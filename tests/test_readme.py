@@ -73,7 +73,7 @@ def running(source: str, folder: Path, prelude: str = PRELUDE) -> Iterator[Progr
 
 def test_every_program_is_tried_here():
     """Those that the tests below run are all that there are."""
-    words = ("Shout", "create_connection", "Chat", "count_primes", "basicConfig")
+    words = ("Shout", "create_connection", "Chat", "count_primes", "basicConfig", "threaded_server")
     assert sorted(map(block, words)) == sorted(BLOCKS)
 
 
@@ -129,6 +129,12 @@ def test_the_primes_are_counted_in_worker_processes(tmp_path):
     with running(block("count_primes"), tmp_path) as program:
         assert ask(program, b"100\n1000\n") == b"25\n168\n"
         program.end()
+
+
+def test_the_test_passes(pytester):
+    """It is a test of a client's, with the pytest plugin."""
+    pytester.makepyfile(block("threaded_server"))
+    pytester.runpytest_inprocess("-p", "threaded_echo.pytest_plugin", "-W", "error").assert_outcomes(passed=1)
 
 
 def test_the_http_server_is_upgraded():

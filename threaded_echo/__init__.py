@@ -37,6 +37,9 @@ iterates over what a generator function yields there. `WorkerProcesses` are prep
 *Watching.* The package logs to the logger ``threaded_echo``; its records have the fields ``client``, ``address`` and
 ``event``. `threaded_echo.observe.metrics.ServerCollector` has the counts for Prometheus.
 
+*Tests.* The pytest fixture ``threaded_server`` serves during a test, and checks what became of the handlers. Its
+``record`` is a handler that replies from a script: see ``threaded_echo.testing``.
+
 ``python3 -m threaded_echo`` runs an echo server, and ``threaded_echo.examples`` has programs to start from. README.rst
 has the guarantees, the limits and the speed.
 """

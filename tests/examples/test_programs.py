@@ -1,0 +1,39 @@
+"""The examples as programs: each can be run, and says what it cannot do."""
+from __future__ import annotations
+
+import importlib
+import runpy
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import threaded_echo.examples
+
+from ..conftest import LOOPBACK
+
+FOLDER = Path(threaded_echo.examples.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py") if not path.stem.startswith("test_"))
+SERVERS = sorted(set(NAMES) - {"instrument"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_module_that_is_run_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str) -> None:
+    """`python -m threaded_echo.examples.NAME` has its own name in its help."""
+    module = f"threaded_echo.examples.{name}"
+    importlib.import_module(module)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(SystemExit):
+        runpy.run_module(module, run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: {name} ")
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_port_that_is_taken_is_told(name: str) -> None:
+    """The exit message has the program's name and the system's reason."""
+    main: Any = importlib.import_module(f"threaded_echo.examples.{name}").main
+    with socket.create_server(LOOPBACK) as listener, pytest.raises(SystemExit, match=f"^{name}: cannot serve: "):
+        main(["--port", str(listener.getsockname()[1])])

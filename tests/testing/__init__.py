@@ -1,0 +1,1 @@
+"""Tests of threaded_echo.testing."""
