@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import runpy
 import socket
 import sys
@@ -13,10 +14,12 @@ import pytest
 import threaded_echo.examples
 
 from ..conftest import LOOPBACK
+from ..transport.test_tls import CERTIFICATE
 
 FOLDER = Path(threaded_echo.examples.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py") if not path.stem.startswith("test_"))
 SERVERS = sorted(set(NAMES) - {"instrument"})
+NEEDED = {"tls_echo": ["--cert", str(CERTIFICATE), "--key", str(CERTIFICATE), "--ca", str(CERTIFICATE)]}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,4 +39,11 @@ def test_port_that_is_taken_is_told(name: str) -> None:
     """The exit message has the program's name and the system's reason."""
     main: Any = importlib.import_module(f"threaded_echo.examples.{name}").main
     with socket.create_server(LOOPBACK) as listener, pytest.raises(SystemExit, match=f"^{name}: cannot serve: "):
-        main(["--port", str(listener.getsockname()[1])])
+        main(["--port", str(listener.getsockname()[1]), *NEEDED.get(name, [])])
+
+
+def test_examples_are_those_that_the_readme_lists() -> None:
+    """Each has a line in its table."""
+    readme = (FOLDER.parents[1] / "README.rst").read_text(encoding="utf-8")
+    table = readme.partition("\nExamples\n--------\n")[2].split("\n===")[1]
+    assert re.findall(r"^``(\w+)`` ", table, re.MULTILINE) == NAMES

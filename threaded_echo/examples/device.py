@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 
 from threaded_echo import LineHandler, ThreadedTCPServer
 
-HIGHEST = 30.0
-"""The most volts that may be set."""
-
-_MOST_ERRORS = 10  # that are kept for a client: the latest
+HIGHEST = 30.0  # volts that may be set
 _NOISE = 0.002  # volts
+_MOST_ERRORS = 10  # that are kept for a client: the latest
 
 
 class Supply(ThreadedTCPServer):
@@ -45,21 +43,19 @@ class SupplyHandler(LineHandler):
         for command in line.decode("ascii", "replace").split(";"):
             header, _, parameter = command.strip().partition(" ")
             try:
-                answers.append(self.obey(header, parameter.strip()))
-            except ScpiError as error:
+                answers.append(header and self.obey(header, parameter.strip()))
+            except ValueError as error:
                 self.errors.append(str(error))
         return ";".join(filter(None, answers)).encode() or None
 
     def obey(self, header: str, parameter: str) -> str:
-        """Do what one command says, and return its answer, empty for none. Raises ScpiError."""
-        if not header:
-            return ""
+        """Do what one command says, and return its answer, empty for none. Raises ValueError."""
         for pattern, takes_parameter, act in COMMANDS:
             if pattern.fullmatch(header):
                 if bool(parameter) != takes_parameter:
-                    raise ScpiError('-109,"Missing parameter"' if takes_parameter else '-108,"Parameter not allowed"')
+                    raise ValueError('-109,"Missing parameter"' if takes_parameter else '-108,"Parameter not allowed"')
                 return act(self, parameter) or ""
-        raise ScpiError('-113,"Undefined header"')
+        raise ValueError('-113,"Undefined header"')
 
     def reset(self, _: str) -> None:
         """Switch off."""
@@ -70,15 +66,15 @@ class SupplyHandler(LineHandler):
         try:
             volts = float(parameter)
         except ValueError:
-            raise ScpiError('-104,"Data type error"') from None
+            raise ValueError('-104,"Data type error"') from None
         if not 0 <= volts <= HIGHEST:
-            raise ScpiError('-222,"Data out of range"')
+            raise ValueError('-222,"Data out of range"')
         self.server.volts = volts
 
     def switch(self, parameter: str) -> None:
         """Switch the output on or off."""
         if parameter.upper() not in ("ON", "OFF", "1", "0"):
-            raise ScpiError('-224,"Illegal parameter value"')
+            raise ValueError('-224,"Illegal parameter value"')
         self.server.is_on = parameter.upper() in ("ON", "1")
 
     def measure(self, _: str) -> str:
@@ -88,10 +84,6 @@ class SupplyHandler(LineHandler):
     def next_error(self, _: str) -> str:
         """Tell the oldest error, once."""
         return self.errors.popleft() if self.errors else '0,"No error"'
-
-
-class ScpiError(Exception):
-    """Raised for a command that is wrong, with its number and words in SCPI."""
 
 
 def _pattern(header: str) -> re.Pattern[str]:
