@@ -1,7 +1,6 @@
 """The README: its programs run, and its table of options is that of the package."""
 from __future__ import annotations
 
-import http.server
 import os
 import re
 import signal
@@ -16,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from threaded_echo import ClientHandler, ThreadedMixIn
+from threaded_echo import ClientHandler
 from threaded_echo.observe.logs import EVENTS
 from threaded_echo.options import OPTIONS
 
 from .system.attacks import ATTACKS
-from .tools import GUARD, LOOPBACK, ask, connect, receive
+from .tools import GUARD, ask, connect, receive
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.rst").read_text(encoding="utf-8")
@@ -74,7 +73,9 @@ def running(source: str, folder: Path, prelude: str = PRELUDE) -> Iterator[Progr
 def test_every_program_is_tried_here():
     """Those that the tests below run are all that there are."""
     words = ("Shout", "create_connection", "Chat", "count_primes", "basicConfig", "threaded_server")
-    assert sorted(map(block, words)) == sorted(BLOCKS)
+    upgraded = ("SimpleHTTPRequestHandler", "demo_app", "SimpleXMLRPCServer", "prometheus_client", "werkzeug",
+                "fakeredis")  # in test_recipes.py
+    assert sorted(map(block, words + upgraded)) == sorted(BLOCKS)
 
 
 def test_the_first_program_answers_and_reports(tmp_path):
@@ -135,18 +136,6 @@ def test_the_test_passes(pytester):
     """It is a test of a client's, with the pytest plugin."""
     pytester.makepyfile(block("threaded_server"))
     pytester.runpytest_inprocess("-p", "threaded_echo.pytest_plugin", "-W", "error").assert_outcomes(passed=1)
-
-
-def test_the_http_server_is_upgraded():
-    """The one line that the text names upgrades a server of the standard library's."""
-    line = re.search(r"``(class Server\(ThreadedMixIn,[^`]*)``", README)
-    assert line
-    names: dict[str, Any] = {"http": http, "ThreadedMixIn": ThreadedMixIn}
-    exec(line[1], names)
-    with names["Server"](LOOPBACK, http.server.SimpleHTTPRequestHandler) as server:
-        assert server.drain_timeout == 2.0
-        server.start()
-        assert ask(server, b"BREW / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 501 ")
 
 
 def options_of_the_table() -> dict[str, Any]:
