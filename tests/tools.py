@@ -1,6 +1,7 @@
 """What tests share: clients, and handlers that say where they are and wait to be released."""
 from __future__ import annotations
 
+import importlib.util
 import select
 import socket
 import socketserver
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from threaded_echo import ThreadedTCPServer
@@ -80,6 +82,17 @@ def running(target: Callable[..., object], *arguments: Any, **keywords: Any) -> 
     finally:
         thread.join(GUARD)
         assert not thread.is_alive(), "the thread does not end"
+
+
+def run_as_program(name: str) -> None:
+    """Run a module as ``python3 -m`` does, in this process.
+
+    `runpy` cannot, if pytest rewrites the assertions of the package, as it does if that is installed with its plugin.
+    """
+    spec = importlib.util.find_spec(name)
+    assert spec and spec.origin
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    exec(compile(source, spec.origin, "exec"), {"__name__": "__main__", "__spec__": spec})
 
 
 def together(count: int, function: Callable[[], Any]) -> list[Any]:

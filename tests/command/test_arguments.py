@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import runpy
 import socket
 import sys
 import threading
@@ -17,7 +16,7 @@ from threaded_echo.command.arguments import parse, server_options
 from threaded_echo.offloading import threads
 
 from .. import calls
-from ..tools import ask, connect, receive_all
+from ..tools import ask, connect, receive_all, run_as_program
 from .operating import run
 
 
@@ -236,8 +235,7 @@ def test_deadlines_of_the_command_end_its_clients():
 def test_module_that_is_run_is_the_command(monkeypatch, capsys):
     """`python -m threaded_echo` runs the command with the arguments of the process."""
     monkeypatch.setattr(sys, "argv", ["threaded_echo", "--port", "0", "--duration", "0"])
-    monkeypatch.delitem(sys.modules, "threaded_echo.__main__", raising=False)
     with pytest.raises(SystemExit) as raised:
-        runpy.run_module("threaded_echo", run_name="__main__")
+        run_as_program("threaded_echo.__main__")
     assert raised.value.code == cli.OK
     assert capsys.readouterr().out.startswith("listening on 127.0.0.1:")

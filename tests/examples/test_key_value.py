@@ -64,7 +64,7 @@ def test_client_that_sends_no_command_is_told_and_disconnected(store: Any, sent:
 
 def test_line_that_is_too_long_is_told(store: Any) -> None:
     """It is not kept for ever."""
-    assert ask(store, b"x" * 70_000).startswith(b"-ERR Protocol error: a message of more than 65536 bytes")
+    assert ask(store, b"x" * 65_537).startswith(b"-ERR Protocol error: a message of more than 65536 bytes")
 
 
 def test_values_are_shared_and_increments_not_lost(store: Any) -> None:

@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -159,12 +157,3 @@ def test_program_that_cannot_serve_says_why(arguments: tuple[str, str]) -> None:
     """The exit message has the reason, and no server is left."""
     with pytest.raises(SystemExit, match="mandelbrot: cannot serve: "):
         mandelbrot.main(["--port", "0", *arguments])
-
-
-def test_the_module_that_is_run_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """`python -m threaded_echo.examples.mandelbrot` tells its options."""
-    monkeypatch.setattr(sys, "argv", ["mandelbrot", "--help"])
-    monkeypatch.delitem(sys.modules, "threaded_echo.examples.mandelbrot")
-    with pytest.raises(SystemExit):
-        runpy.run_module("threaded_echo.examples.mandelbrot", run_name="__main__")
-    assert "--workers" in capsys.readouterr().out

@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import queue
 import re
-import runpy
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ from threaded_echo.examples import primes
 from threaded_echo.examples.primes import HIGHEST, MOST, PrimesHandler, count_primes, parse_range
 
 from ..conftest import LOOPBACK
-from ..tools import GUARD, ask, connect, receive, running
+from ..tools import GUARD, ask, connect, receive, run_as_program, running
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -243,8 +242,7 @@ def test_a_number_out_of_range_is_told(arguments: tuple[str, str]) -> None:
 def test_the_module_that_is_run_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """`python -m threaded_echo.examples.primes` offers one place to compute, not two."""
     monkeypatch.setattr(sys, "argv", ["primes", "--workers", "2", "--dask", "127.0.0.1:8786"])
-    monkeypatch.delitem(sys.modules, "threaded_echo.examples.primes")
     with pytest.raises(SystemExit) as raised:
-        runpy.run_module("threaded_echo.examples.primes", run_name="__main__")
+        run_as_program("threaded_echo.examples.primes")
     assert raised.value.code == 2
     assert "not allowed with argument" in capsys.readouterr().err

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import runpy
 import socket
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 import threaded_echo.examples
 
-from ..conftest import LOOPBACK
+from ..tools import LOOPBACK, run_as_program
 from ..transport.test_tls import CERTIFICATE
 
 FOLDER = Path(threaded_echo.examples.__file__).parent
@@ -25,12 +24,9 @@ NEEDED = {"tls_echo": ["--cert", str(CERTIFICATE), "--key", str(CERTIFICATE), "-
 @pytest.mark.parametrize("name", NAMES)
 def test_module_that_is_run_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str) -> None:
     """`python -m threaded_echo.examples.NAME` has its own name in its help."""
-    module = f"threaded_echo.examples.{name}"
-    importlib.import_module(module)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    monkeypatch.delitem(sys.modules, module)
     with pytest.raises(SystemExit):
-        runpy.run_module(module, run_name="__main__")
+        run_as_program(f"threaded_echo.examples.{name}")
     assert capsys.readouterr().out.startswith(f"usage: {name} ")
 
 

@@ -188,7 +188,7 @@ def test_connection_that_verify_request_fails_at_fails_the_test() -> None:
             raise ValueError("wrong verify_request")
 
     threaded_server = ServerFactory()
-    assert ask(threaded_server(server_class=Server)) == b""
+    assert ask(threaded_server(server_class=Server), b"") == b""
     assert problems(threaded_server).endswith("\nValueError: wrong verify_request")
 
 
