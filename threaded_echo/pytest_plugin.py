@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def threaded_server() -> Iterator[ServerFactory]:
     """Start servers for a test, and stop them after it: ``server = threaded_server(Handler, **options)``.
 
-    It serves at ``server.server_address``, a free port of 127.0.0.1. A test may start several. The test fails if a
-    handler is still running after the stop, or has raised an exception; ``threaded_server(Handler, raises=ValueError)``
-    expects one, and ``threaded_server.errors`` has all of them.
+    It serves at ``server.server_address``, a free port of 127.0.0.1. A test may start several. The test fails, with an
+    error at its teardown, if a handler is still running after the stop, or has raised an exception;
+    ``threaded_server(Handler, raises=ValueError)`` expects one, and ``threaded_server.errors`` has all of them.
 
     ``device = threaded_server.record({b"PING": b"PONG"})`` makes a handler that replies from a script: a reply for all
     messages, a list of replies, a mapping, or a function. ``device.messages`` has what clients have sent, and
