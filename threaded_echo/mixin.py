@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import options
+from . import dumping, options
 from .accepting import running, serving
 from .clients.client import Client
 from .compatibility import NonDataProperty, ShutDownEvent, ThreadList
@@ -38,9 +38,9 @@ class ThreadedMixIn(AcceptingHooks):
 
     For the caller: ``start``, ``run``, ``serve_forever``, ``handle_request``; ``suspend``, ``resume``; ``shutdown``,
     ``server_close``, ``stop``, or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``,
-    ``offload_within``, ``offload_iter``, ``offloads``; ``reload_tls``. To override: ``client_connected``,
-    ``client_disconnected``, and every hook of socketserver. *Thread safety*: all methods for the caller may be used
-    from any thread, a handler's included.
+    ``offload_within``, ``offload_iter``, ``offloads``; ``dump``, ``dump_on_signal``; ``reload_tls``. To override:
+    ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread safety*: all methods for the
+    caller but ``dump_on_signal`` may be used from any thread, a handler's included.
     """
 
     # The options: options.py has their defaults and their documentation.
@@ -361,6 +361,38 @@ class ThreadedMixIn(AcceptingHooks):
         state = ServerState.of(self)
         state.registry.record_durations()
         return state.stats()
+
+    def dump(self) -> str:
+        """Return what each live client is doing, as text: its number, address, state and age, and its thread's stack.
+
+        The stack begins at the first call of the program's own code, and ends with the innermost one; a thread in C
+        code is at the line that has called it. A client without a thread has none yet. If its handler waits for a call
+        that it has offloaded, the function is named. Clients that are at the same lines are listed together, ahead of
+        them, so that ten thousand idle clients have a line each, and one stack.
+
+        *Thread safety*: any thread, in any state. Waits for no client, and takes less than a second for ten thousand.
+        Without the GIL, all threads are stopped for a moment, and the stacks of the newest 100 threads are read (1,000
+        from Python 3.15 on); that needs 3.13.2.
+        """
+        return dumping.dump(self)
+
+    def dump_on_signal(self, signum: int | None = dumping.SIGNAL) -> Any:
+        """Log what `dump` returns, at WARNING, whenever the process gets this signal: ``kill -USR1 PID``.
+
+        It works while the main thread is in `run`, in `serve_forever`, or in the program's own code. Python handles
+        signals in the main thread: not before a C function returns that does not let them in, and one that comes just
+        before a wait begins, when that is over. A short-lived thread makes the dump, so that it does not matter which
+        locks the main thread holds. A signal that comes while a dump is being made is left out. Several servers may
+        share a signal.
+
+        Returns what handled the signal before, as `signal.signal` does. The handler stays when the server is closed,
+        and then finds no clients: if it were taken away, a late signal would end the process. To take it away, call
+        ``signal.signal(signum, before)``. It does not keep the server alive.
+
+        Raises ValueError if this is not the main thread, if the platform has no such signal (Windows has no
+        ``SIGUSR1``: the default is then ``None``), or if nothing can handle it, as ``SIGKILL``.
+        """
+        return dumping.dump_on_signal(self, signum)
 
 
 options.install(ThreadedMixIn)

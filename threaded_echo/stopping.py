@@ -29,7 +29,8 @@ from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, client_in_hand
 from .observe.logs import about
-from .report import StopReport, Survivor, stacks_of
+from .report import StopReport, Survivor
+from .stacks import stacks_of
 from .stop import Stop
 
 logger = logging.getLogger("threaded_echo")

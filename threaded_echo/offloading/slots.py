@@ -51,9 +51,13 @@ class Slots:
 
     def snapshot(self) -> tuple[OffloadedCall, ...]:
         """Describe the calls that are running or waiting, in the order in which they came."""
+        return tuple(call for call, _ in self.with_threads())
+
+    def with_threads(self) -> list[tuple[OffloadedCall, threading.Thread | None]]:
+        """The same, each with the thread of WorkerThreads in which it runs, if it is in one."""
         with self._lock:
-            turns = [(turn.call, turn.has_slot or turn.is_nested) for turn in self._calls]
-        return tuple(call.describe(runs) for call, runs in turns)
+            turns = [(turn.call, turn.has_slot or turn.is_nested, turn.thread) for turn in self._calls]
+        return [(call.describe(runs), thread) for call, runs, thread in turns]
 
     # For the calls.
 
