@@ -360,7 +360,7 @@ class EchoHandler(ClientHandler):
         if count:
             client = self.client
             logger.info("client %d: %s more lines were not logged", client.number, f"{count:,}",
-                        extra=about(client, "omitted"))
+                        extra={**about(client, "omitted"), "count": count})
 
 
 def printable(message: bytes) -> str:

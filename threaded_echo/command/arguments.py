@@ -135,8 +135,12 @@ def _make_parser() -> argparse.ArgumentParser:
     amount.add_argument("--quiet", action="store_true", help="nothing about clients and what they say")
     amount.add_argument("--verbose", action="store_true", help="connections that break in the middle, too")
     _add_option(output, "logs_per_client")
-    output.add_argument("--log-json", action="store_true",
-                        help="a JSON object a line, on standard output, warnings and errors included")
+    form = output.add_mutually_exclusive_group()
+    form.add_argument("--log-json", action="store_true",
+                      help="a JSON object a line, on standard output, warnings and errors included")
+    form.add_argument("--live", action="store_true",
+                      help="a table of the clients, redrawn twice a second, in place of lines about them; lines if the "
+                           "output is no terminal (needs rich)")
     output.add_argument("--metrics-port", type=_port, metavar="N",
                         help="serve metrics for Prometheus over HTTP, without TLS; 0 picks a free port")
     output.add_argument("--metrics-host", metavar="NAME",

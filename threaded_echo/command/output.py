@@ -18,9 +18,9 @@ import select
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from ..accepting.signals import handled
 from .json_lines import JsonFormatter
@@ -52,7 +52,7 @@ class Writer:
         self._stream = stream if stream is not None else io.StringIO()  # a program without a console has none
         self._broken = broken
         self._show_count = show_count
-        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
         self._descriptor: int | None = None
         with suppress(OSError, AttributeError):  # io.UnsupportedOperation is an OSError
             self._descriptor = self._stream.fileno()
@@ -91,6 +91,22 @@ class Writer:
         with self._changed:
             if not self._changed.wait_for(lambda: self._is_idle and not self._lines, self._patience):
                 self._patience = 0.0
+
+    def wait_until_written(self, seconds: float) -> bool:
+        """Wait until nothing is left to be written; False if the time is up, or if nothing can be written any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_idle and not self._lines, seconds)
+            return self._is_idle and not (self._lines or self._given_up)
+
+    def size(self) -> tuple[int, int] | None:
+        """Return the columns and the lines of the terminal that the stream is; ``None`` if it is none."""
+        try:
+            if not self._stream.isatty():
+                return None
+            columns, lines = os.get_terminal_size(self._stream.fileno())
+        except (OSError, AttributeError, ValueError):  # no stream as others are, or it is closed
+            return None
+        return columns or 80, lines or 24  # a terminal need not know its size
 
     def close(self) -> None:
         """Wait a moment for what is left to be written, and end the thread."""
@@ -147,9 +163,9 @@ class Writer:
         return "\n".join([*taken, ""])
 
     def _write(self, text: str) -> None:
-        data = text.encode(self._encoding, "backslashreplace")
+        data = text.encode(self.encoding, "backslashreplace")
         if self._descriptor is None:
-            self._stream.write(data.decode(self._encoding))
+            self._stream.write(data.decode(self.encoding))
             self._stream.flush()
             return
         while data and not self._given_up:
@@ -171,25 +187,26 @@ class Writer:
                 return False
             self._given_up = self._closed = True
             self._lines.clear()
+            self._changed.notify_all()
             if self._descriptor is not None:
                 with suppress(OSError), open(os.devnull, "wb") as nowhere:
                     os.dup2(nowhere.fileno(), self._descriptor)
         return True
 
 
-class _LineHandler(logging.Handler):
-    """Hands records to a `Writer`, with all characters escaped that could control a terminal, except line ends.
+class LineHandler(logging.Handler):
+    """Hands records to ``write``, with all characters escaped that could control a terminal, except line ends.
 
     A `JsonFormatter` has escaped the line ends, too.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, write: Callable[[str], object]) -> None:
         super().__init__()
-        self._writer = writer
+        self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write(self.format(record))
+            self._write(self.format(record))
         except Exception:  # a wrong call of the logger, in a program's own handler
             self.handleError(record)
 
@@ -223,7 +240,7 @@ class Output:
             for writer in (self._errors, self._output):
                 writer.start()
                 stack.callback(writer.close)
-            self._take_logger(stack, _LineHandler(self._output), _LineHandler(self._errors))
+            self._take_logger(stack, *self._handlers())
             self._stack = stack.pop_all()
         return self
 
@@ -232,12 +249,21 @@ class Output:
         with handled(lambda number: None):  # a signal must not cut off the last lines, which take a moment only
             self._stack.close()
 
+    def showing(self, server: Any) -> AbstractContextManager[object]:
+        """Return a context in which a server serves: what is shown besides lines. Here, nothing is."""
+        return nullcontext()
+
     def settle(self) -> None:
         """Wait a moment for the last lines of standard output to be written. Afterwards `error` is known."""
         with handled(lambda number: None):  # as above
             self._output.settle()
 
-    def _take_logger(self, stack: ExitStack, output: logging.Handler, errors: logging.Handler) -> None:
+    def _handlers(self) -> tuple[logging.Handler, ...]:
+        """Make the logger's handlers: for standard output, for standard error, and others."""
+        return LineHandler(self._output.write), LineHandler(self._errors.write)
+
+    def _take_logger(self, stack: ExitStack, output: logging.Handler, errors: logging.Handler,
+                     *others: logging.Handler) -> None:
         output.setFormatter(self._json)
         if self._json is None:
             output.addFilter(lambda record: record.levelno < logging.WARNING)
@@ -250,7 +276,7 @@ class Output:
             setattr(logger, name, False)
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(self._level)
-        for handler in (output, errors):
+        for handler in (output, errors, *others):
             logger.addHandler(handler)
             stack.callback(logger.removeHandler, handler)
 

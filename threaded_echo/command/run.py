@@ -22,6 +22,7 @@ from ..state import ServerState
 from ..transport import certificates, proxy_protocol, systemd
 from ..transport.listeners import resolve_name, show_address
 from .arguments import HOST, parse, server_options
+from .live import make_output
 from .metrics import serve_metrics
 from .output import Output
 
@@ -53,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failed as error:
         failed = error  # to be logged, when the module has done to the logger whatever it does
     try:
-        with Output(level, options.log_json) as output:
+        with _make_output(options, level) as output:
             return _serve(options, handler, output) if failed is None else _tell(failed)
-    except RuntimeError as error:  # not even the output's threads can be started
-        print("threaded_echo: cannot serve:", *str(error).splitlines(), file=sys.stderr)
+    except (Failed, RuntimeError) as error:  # RuntimeError: not even the output's threads can be started
+        reason = str(error) if isinstance(error, Failed) else f"cannot serve: {error}"
+        print("threaded_echo:", *reason.splitlines(), file=sys.stderr)
         return FAILED
 
 
@@ -79,7 +81,8 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
             return _tell(error)
         output.broken = server.stop
         try:
-            report = server.run(options.duration)
+            with output.showing(server):
+                report = server.run(options.duration)
         except (OSError, RuntimeError) as error:  # out of descriptors or threads, or the listener has failed
             reason = f"{'stopped by an error' if server.stats().seconds_up else 'cannot serve'}: {error}"
             report = server.stop(0, 0)
@@ -88,6 +91,14 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
         reason = None if isinstance(output.error, BrokenPipeError) else f"stopped by an error: {output.error}"
     status = OK if reason is None else _tell(reason)
     return SURVIVORS if report.survivors else status
+
+
+def _make_output(options: argparse.Namespace, level: int) -> Output:
+    """Make the output that was asked for. Raises Failed."""
+    try:
+        return make_output(level, options.live, options.log_json)
+    except ImportError as error:
+        raise Failed(str(error)) from error
 
 
 def _make_server(options: argparse.Namespace, handler: type) -> Any:  # a _Server

@@ -1,0 +1,109 @@
+"""The terminal, which the table and the lines of the log share.
+
+Guarantees:
+
+- The table has the terminal's alternate screen: what was there before is there again afterwards, and below it the lines
+  that were logged meanwhile, in their order. At most `MOST_HELD` of them are kept, the newest; the rest is counted.
+- Nothing here waits for the terminal but the end of the table, and that for a moment. A frame is left out if the one
+  before is not written yet, as when the terminal is stopped (Ctrl-S).
+"""
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Callable
+
+from ..observe.logs import printable
+from .output import Writer
+
+MOST_HELD = 1_000
+
+_LEAVING = 1.0  # seconds for the terminal to take the end of the table
+
+# The alternate screen; lines that are too long are cut, as some characters are wider than expected; no cursor.
+_ENTER = "\x1b[?1049h\x1b[?7l\x1b[?25l\x1b[2J"
+_LEAVE = "\x1b[?25h\x1b[?7h\x1b[?1049l"
+_HOME = "\x1b[H"
+
+
+class Screen:
+    """Writes frames and lines. *Thread safety*: any thread may call `write`, one thread the others.
+
+    ``output`` and ``errors`` write to standard output and standard error. Lines are held while the table is shown;
+    those of ``errors`` only if that is a terminal, too, and therefore the same one in all likelihood.
+    """
+
+    def __init__(self, output: Writer, errors: Writer, clock: Callable[[], str] = lambda: time.strftime("%X")) -> None:
+        self._output = output
+        self._errors = errors
+        self._clock = clock
+        # Guards the fields below, and keeps lines in order. Re-entrant, for signal handlers that log.
+        self._lock = threading.RLock()
+        self._is_shown = False
+        self._held: collections.deque[tuple[Writer, str]] = collections.deque()
+        self._dropped = 0
+        self._notes: collections.deque[str] = collections.deque(maxlen=3)
+
+    def write(self, writer: Writer, line: str) -> None:
+        """Write a line, or hold it while the table is shown; never waits."""
+        with self._lock:
+            if not self._is_shown:
+                writer.write(line)
+                return
+            self._notes.append(f"{self._clock()} {_shortened(line)}")
+            if writer is self._errors and writer.size() is None:
+                writer.write(line)
+                return
+            self._held.append((writer, line))
+            if len(self._held) > MOST_HELD:
+                self._held.popleft()
+                self._dropped += 1
+
+    @property
+    def encoding(self) -> str:
+        """The terminal's encoding."""
+        return self._output.encoding
+
+    def size(self) -> tuple[int, int] | None:
+        """Return the columns and the lines of the terminal; ``None`` if there is none any more."""
+        return self._output.size()
+
+    def notes(self) -> list[str]:
+        """Return what was logged last while the table was shown, a line each."""
+        with self._lock:
+            return list(self._notes)
+
+    def draw(self, frame: str) -> None:
+        """Show a frame, in place of the one before. What a frame has of the log is in `notes`."""
+        if not self._output.wait_until_written(0):
+            return
+        with self._lock:
+            enter = "" if self._is_shown else _ENTER
+            self._is_shown = True
+        # The line end that the writer adds moves a cursor that nobody sees.
+        self._output.write(f"{enter}{_HOME}{frame}{_HOME}")
+
+    def leave(self) -> None:
+        """Show what was there before the table, and write the lines that were held. May be called again."""
+        with self._lock:
+            if not self._is_shown:
+                return
+            self._is_shown = False
+            held, dropped = list(self._held), self._dropped
+            self._held.clear()
+            self._dropped = 0
+            first = [f"{dropped:,} lines were not kept"] if dropped else []
+            # In one piece with the first line, or there would be an empty one.
+            lines = first + [line for writer, line in held if writer is self._output]
+            self._output.write(_LEAVE + "\n".join(lines))
+        self._output.wait_until_written(_LEAVING)  # or the others might be written to the screen that is left
+        for writer, line in held:
+            if writer is self._errors:
+                writer.write(line)
+
+
+def _shortened(line: str) -> str:
+    """Return the first line, and of a traceback the last one, too."""
+    first, _, rest = line.removeprefix("threaded_echo: ").rstrip().partition("\n")
+    return printable(f"{first}: {rest.rpartition(chr(10))[2]}" if rest else first)
