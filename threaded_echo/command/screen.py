@@ -34,7 +34,7 @@ class Screen:
     those of ``errors`` only if that is a terminal, too, and therefore the same one in all likelihood.
     """
 
-    def __init__(self, output: Writer, errors: Writer, clock: Callable[[], str] = lambda: time.strftime("%X")) -> None:
+    def __init__(self, output: Writer, errors: Writer, clock: Callable[[str], str] = time.strftime) -> None:
         self._output = output
         self._errors = errors
         self._clock = clock
@@ -51,7 +51,7 @@ class Screen:
             if not self._is_shown:
                 writer.write(line)
                 return
-            self._notes.append(f"{self._clock()} {_shortened(line)}")
+            self._notes.append(f"{self._clock('%H:%M:%S')} {_shortened(line)}")
             if writer is self._errors and writer.size() is None:
                 writer.write(line)
                 return
@@ -103,7 +103,10 @@ class Screen:
                 writer.write(line)
 
 
-def _shortened(line: str) -> str:
-    """Return the first line, and of a traceback the last one, too."""
-    first, _, rest = line.removeprefix("threaded_echo: ").rstrip().partition("\n")
-    return printable(f"{first}: {rest.rpartition(chr(10))[2]}" if rest else first)
+def _shortened(text: str) -> str:
+    """Return the first line; and of a traceback also the line with the exception, which follows the indented ones."""
+    first, *rest = text.removeprefix("threaded_echo: ").rstrip().split("\n")
+    if "Traceback (most recent call last):" in rest:
+        indented = [number for number, line in enumerate(rest) if line.startswith("  ")]
+        first += f": {rest[max(indented, default=0) + 1:][0]}"
+    return printable(first)
