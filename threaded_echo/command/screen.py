@@ -108,5 +108,5 @@ def _shortened(text: str) -> str:
     first, *rest = text.removeprefix("threaded_echo: ").rstrip().split("\n")
     if "Traceback (most recent call last):" in rest:
         indented = [number for number, line in enumerate(rest) if line.startswith("  ")]
-        first += f": {rest[max(indented, default=0) + 1:][0]}"
+        first = ": ".join((first, *rest[max(indented, default=0) + 1:][:1]))
     return printable(first)
