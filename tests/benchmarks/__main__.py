@@ -19,8 +19,8 @@ from .peers import PEERS
 
 BENCHMARKS = {
     "connections": loads.connections, "pingpong": loads.pingpong, "lines": loads.lines, "many": standing.many,
-    "idle": standing.idle, "cost": loads.cost, "options": loads.options, "offload": computing.offload,
-    "calls": worker_calls.calls, "sharing": worker_calls.sharing,
+    "idle": standing.idle, "cost": loads.cost, "options": loads.options, "live": loads.live,
+    "offload": computing.offload, "calls": worker_calls.calls, "sharing": worker_calls.sharing,
 }
 
 ALL_PEERS = list(dict.fromkeys([*PEERS, *computing_server.PEERS, C_SERVER]))

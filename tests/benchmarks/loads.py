@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from .measure import C_SERVER, Step, Table, Where, one
-from .peers import OPTIONS, SAME_BUFFER
+from .peers import OPTIONS, SAME_BUFFER, SHOWN
 
 COLUMNS = ("switches_a_round", "p50_us", "p99_us", "load_cpu")
 
@@ -40,6 +40,16 @@ def options(peers: list[str], seconds: float, where: Where) -> tuple[Table, list
     loads = {"connections, 8 at a time": ("connect", 8, seconds, 64), "64 clients, 64 B": ("pingpong", 64, seconds, 64)}
     return table, [one(table, load, "threaded_echo", name, arguments, where, name)
                    for load, arguments in loads.items() for name in OPTIONS]
+
+
+def live(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:
+    """What the table of ``--live`` costs the clients: connections and ping-pong, with it and without, messages too."""
+    table = Table("live", "The table of --live", "per_second", "a second", COLUMNS, base="without it")
+    loads = {"connections, 8 at a time": ("connect", 8, seconds, 64), "64 clients, 64 B": ("pingpong", 64, seconds, 64),
+             "512 clients, 64 B": ("pingpong", 512, seconds, 64)}
+    return table, [one(table, f"{load}, {body.partition(',')[0]}", "threaded_echo", body, arguments, where,
+                       "with it" if with_table else "without it")
+                   for load, arguments in loads.items() for body, (_, with_table) in SHOWN.items()]
 
 
 def cost(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:

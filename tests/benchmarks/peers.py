@@ -1,19 +1,27 @@
 """The servers that are compared. ``python -m tests.benchmarks.peers NAME BODY`` serves and prints its port.
 
 Every server has the same handler body, as far as its kind allows, and the same backlog. BODY is ``echo``, or ``lines``
-(each line is a message), or ``watched``: echo, while a thread reads ``clients`` and ``stats()`` ten times a second.
+(each line is a message), or ``watched``: echo, while a thread reads ``clients`` and ``stats()`` ten times a second; or
+one of `OPTIONS` or `SHOWN`.
 """
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import logging
+import os
 import socketserver
+import struct
+import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from threaded_echo import ClientHandler, LineHandler, ThreadedTCPServer
+from threaded_echo import ClientHandler, EchoHandler, LineHandler, ThreadedTCPServer
+from threaded_echo.command.live import make_output
 
 ADDRESS = ("127.0.0.1", 0)
 BACKLOG = 4096
@@ -29,6 +37,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no reserve, no keep-alive": {"reserve_descriptors": 0, "keepalive": None},
 }
 """Options whose cost is compared; the name of one is a BODY, too: echo, with those options."""
+
+
+SHOWN = {"nothing logged": (False, False), "nothing logged, --live": (False, True),
+         "messages logged": (True, False), "messages logged, --live": (True, True)}
+"""What is shown on a terminal: whether messages are logged (by EchoHandler), and whether in the table of ``--live``.
+The name of one is a BODY, too: echo, with the output of the command."""
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -101,6 +115,8 @@ def same_buffer(body: str) -> None:
 
 def ours(body: str, **options: Any) -> None:
     """Serve with this package."""
+    if body in SHOWN:
+        return shown(*SHOWN[body])
     handlers = {"echo": EchoOurs, "lines": LinesOurs, **dict.fromkeys(OPTIONS, EchoOurs)}
     server = ThreadedTCPServer(ADDRESS, handlers.get(body, Echo), **options, **OPTIONS.get(body, {}))
     if body == "watched":
@@ -114,6 +130,20 @@ def watch(server: ThreadedTCPServer) -> None:
     while not server.stopping.wait(0.1):
         list(server.clients.values())
         server.stats()
+
+
+def shown(logs_messages: bool, live: bool) -> None:
+    """Serve with this package, and with what the command shows on a terminal, which takes all at once."""
+    reads, writes = os.openpty()
+    fcntl.ioctl(writes, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    subprocess.Popen(["cat"], stdin=reads, stdout=subprocess.DEVNULL)  # until this process ends
+    os.close(reads)
+    server = ThreadedTCPServer(ADDRESS, EchoHandler if logs_messages else EchoOurs)
+    announce(server.server_address[1])
+    os.environ["TERM"] = "xterm-256color"
+    sys.stdout = open(writes, "w", encoding="utf-8")
+    with make_output(logging.INFO, live) as output, output.showing(server):
+        server.serve_forever()
 
 
 def one_cpu(body: str) -> None:

@@ -31,6 +31,14 @@ def run(folder, *arguments):
     return done.stdout
 
 
+def test_benchmark_of_the_table_has_pairs_of_rows(tmp_path):
+    """With the table and without, on a terminal, under each load."""
+    run(tmp_path, "live")
+    rows = json.loads((tmp_path / "live.json").read_text())["rows"]
+    assert [row["peer"] for row in rows] == ["without it", "with it"] * (len(rows) // 2)
+    assert all(row["figures"]["errors"] == [0] for row in rows)
+
+
 def test_benchmarks_print_and_keep_their_figures_for_each_place(tmp_path):
     """A table for people, JSON for programs; each choice of processors is compared with stock under the same choice."""
     processor = min(os.sched_getaffinity(0))
