@@ -264,3 +264,29 @@ def test_reader_that_is_stuck_is_not_waited_for_at_the_end(monkeypatch):
     os.close(pipe.reads)  # ends the thread that still writes
     writer._thread.join(GUARD)
     assert not writer._thread.is_alive()
+
+
+def test_what_waits_can_be_waited_for(slow):
+    """For as long as one wants; an end that has given up has nothing written any more."""
+    writer, stream = slow
+    assert not writer.wait_until_written(0)
+    with running(stream.let):
+        assert writer.wait_until_written(GUARD)
+    writer.write("another")
+    assert not writer.wait_until_written(0)
+    stream.let()
+    assert writer.wait_until_written(GUARD)
+    writer._give_up()
+    assert not writer.wait_until_written(GUARD)
+    writer.close()
+
+
+def test_size_is_that_of_a_terminal():
+    """A file, and a stream that is closed, have none."""
+    ours, theirs = os.openpty()
+    with open(ours, "rb"), open(theirs, "w") as stream:
+        writer = Writer(stream, unexpected, "output")
+        assert writer.size() == (80, 24)  # what it is taken for, as it does not know it
+    assert writer.size() is None
+    assert Writer(io.StringIO(), unexpected, "output").size() is None
+    assert Writer(None, unexpected, "output").size() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -14,6 +15,7 @@ from threaded_echo.observe.live import Table
 from threaded_echo.observe.stats import Counts
 from threaded_echo.observe.watching import Look, Row
 
+from ..benchmarks import live_picture
 from ..tools import LOOPBACK, Echo
 
 ROW = Row(7, "192.0.2.7:51514", "serving", 75.0, 0.25, 1_250_000, 999, 12_345.0, "hello")
@@ -147,3 +149,12 @@ def test_rich_that_is_missing_is_an_error_that_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     with pytest.raises(ImportError, match='--live needs the package rich \\(the extra "live"\\): python3 -m pip'):
         live.require()
+
+
+def test_picture_of_the_readme_is_that_of_the_table(tmp_path):
+    """``python -m tests.benchmarks.live_picture`` draws it anew. Its text is compared: rich may draw it differently."""
+    live_picture.draw(tmp_path / "picture.svg")
+    drawn, kept = ("".join(re.findall(">([^<>]*)</text>", path.read_text(encoding="utf-8")))
+                   for path in (tmp_path / "picture.svg", live_picture.PICTURE))
+    assert drawn == kept and "hello" in drawn
+    assert live_picture.PICTURE.name in Path(live_picture.__file__).parents[2].joinpath("README.rst").read_text()
