@@ -292,6 +292,16 @@ def test_signal_that_comes_while_a_dump_is_written_is_left_out(serve, records):
     assert records.are_there()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="the platform has no real-time signals")
+def test_signal_without_a_name_is_told_by_its_number(serve, records):
+    """Real-time signals have none but for the first and the last."""
+    number = signal.SIGRTMIN + 1
+    before = serve(Echo).dump_on_signal(number)
+    signal.raise_signal(number)
+    assert records.next().startswith(f"signal {int(number)}: 0 clients live")
+    signal.signal(number, before)
+
+
 def test_servers_may_share_a_signal(serve, records):
     """Each is told once, also if it has asked for it twice."""
     one, other = serve(Echo), serve(Echo)
@@ -316,7 +326,7 @@ def test_signal_after_the_end_of_the_server_finds_no_clients_and_keeps_no_server
     weakref.finalize(server, gone.set)
     del server
     wait_until(gone)
-    signal.raise_signal(USR1)
+    signal.getsignal(USR1)._start()  # as its handler does, in a thread
     assert not records.are_there()
 
 

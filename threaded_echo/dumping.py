@@ -115,10 +115,11 @@ def dump_on_signal(server: Any, signum: int | None) -> Any:
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("dump_on_signal must be called in the main thread, the only one that can set signal handlers")
     before = signal.getsignal(signum)  # a ValueError if there is no such signal
-    handler = before if isinstance(before, _OnSignal) else _OnSignal(signal.Signals(signum).name)
+    name = signal.Signals(signum).name if signum in set(signal.Signals) else f"signal {signum}"  # a real-time signal
+    handler = before if isinstance(before, _OnSignal) else _OnSignal(name)
     handler.add(server)
     try:
         signal.signal(signum, handler)
     except OSError as error:
-        raise ValueError(f"{signal.Signals(signum).name} cannot be handled: {error}") from error
+        raise ValueError(f"{name} cannot be handled: {error}") from error
     return before

@@ -69,6 +69,7 @@ def test_frames_replace_each_other_and_the_end_restores_the_terminal(made):
                               "12:00 client 3: its handler has failed: ValueError: two", "12:00 stopped"]
     shared.leave()
     shared.leave()
+    shared.draw("frame 3")  # of a thread that is late
     shared.write(output, "after")
     assert written == [("output", f"{ENTER}{HOME}frame 1{HOME}"), ("output", f"{HOME}frame 2{HOME}"),
                        ("output", f"{LEAVE}stopping: 0 clients live\nstopped"), ("output", "waited"),

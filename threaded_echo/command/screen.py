@@ -6,6 +6,7 @@ Guarantees:
   that were logged meanwhile, in their order. At most `MOST_HELD` of them are kept, the newest; the rest is counted.
 - Nothing here waits for the terminal but the end of the table, and that for a moment. A frame is left out if the one
   before is not written yet, as when the terminal is stopped (Ctrl-S).
+- Each frame fills the screen, so that it also replaces what a handler has printed, and what was typed.
 """
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ class Screen:
         self._clock = clock
         # Guards the fields below, and keeps lines in order. Re-entrant, for signal handlers that log.
         self._lock = threading.RLock()
-        self._is_shown = False
+        self._is_shown = self._is_over = False
         self._held: collections.deque[tuple[Writer, str]] = collections.deque()
         self._dropped = 0
         self._notes: collections.deque[str] = collections.deque(maxlen=3)
@@ -75,18 +76,19 @@ class Screen:
             return list(self._notes)
 
     def draw(self, frame: str) -> None:
-        """Show a frame, in place of the one before. What a frame has of the log is in `notes`."""
-        if not self._output.wait_until_written(0):
-            return
+        """Show a frame, in place of the one before; not after `leave`."""
         with self._lock:
+            if self._is_over or not self._output.wait_until_written(0):
+                return
             enter = "" if self._is_shown else _ENTER
             self._is_shown = True
-        # The line end that the writer adds moves a cursor that nobody sees.
-        self._output.write(f"{enter}{_HOME}{frame}{_HOME}")
+            # The line end that the writer adds moves a cursor that nobody sees.
+            self._output.write(f"{enter}{_HOME}{frame}{_HOME}")
 
     def leave(self) -> None:
         """Show what was there before the table, and write the lines that were held. May be called again."""
         with self._lock:
+            self._is_over = True
             if not self._is_shown:
                 return
             self._is_shown = False
