@@ -4,13 +4,15 @@ from __future__ import annotations
 import re
 import socket
 import sys
+from dataclasses import replace
 
 import pytest
 
-from threaded_echo import EchoHandler
+from threaded_echo import EchoHandler, ThreadedTCPServer
 from threaded_echo.command import live, output, screen
 from threaded_echo.command import run as cli
 from threaded_echo.observe.live import Table
+from threaded_echo.observe.recent import RecentMessages
 
 from ..tools import LOOPBACK, ask, connect, receive, receive_all
 from .operating import STOPPED, run
@@ -220,3 +222,47 @@ def test_rich_that_is_missing_is_told_in_a_line(monkeypatch, capsys):
     assert cli.main(["--live", "--port", "0"]) == cli.FAILED
     assert capsys.readouterr().err == (
         'threaded_echo: --live needs the package rich (the extra "live"): python3 -m pip install rich\n')
+
+
+@pytest.mark.parametrize("up, size, drawn", [(0.0, (80, 24), 0), (1.0, None, 0), (1.0, (80, 24), 2)])
+def test_table_is_drawn_when_the_server_accepts_and_there_is_a_terminal(up, size, drawn):
+    """Before that, and when the terminal has gone, it waits."""
+    class Ended:
+        """Ends after two looks."""
+
+        def __init__(self):
+            self.pauses = []
+
+        def wait(self, seconds):
+            """Do not wait."""
+            self.pauses.append(seconds)
+            return len(self.pauses) > 2
+
+    class Fake:
+        """Stands for the server, the screen and the log."""
+
+        encoding, clients, frames, server_address = "utf-8", {}, 0, LOOPBACK
+
+        def stats(self):
+            """Tell since when it accepts."""
+            return stats
+
+        def size(self):
+            """Tell the size."""
+            return size
+
+        def notes(self):
+            """Tell of nothing."""
+            return []
+
+        def draw(self, frame):
+            """Count the frames."""
+            self.frames += 1
+
+    with ThreadedTCPServer(LOOPBACK, EchoHandler) as server:
+        stats = replace(server.stats(), seconds_up=up)
+    fake = Fake()
+    table = live.LiveTable(fake, RecentMessages(), fake)
+    table._ended = Ended()
+    table._run()
+    assert fake.frames == drawn and len(table._ended.pauses) == 3
