@@ -94,7 +94,7 @@ class _OnSignal:
         servers = [server for server in (server() for server in self._servers) if server is not None]
         thread = threading.Thread(target=self._log, args=[servers], name=f"threaded_echo {self._name}", daemon=True)
         for server in servers:
-            ServerState.of(server).threads.adopt([thread])
+            ServerState.of(server).threads.help_out(thread)
         if servers:
             with suppress(RuntimeError):  # as above
                 thread.start()
