@@ -4,7 +4,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
-import tempfile
 import threading
 from contextlib import contextmanager
 
@@ -94,11 +93,11 @@ def test_nothing_is_read_without_the_gil_if_other_threads_would_go_on_meanwhile(
 
 def test_nothing_is_read_without_the_gil_if_no_file_can_be_made(monkeypatch):
     """Then there is no descriptor left, or no room."""
-    def fail():
+    def fail(name):
         raise OSError(24, os.strerror(24))
 
     monkeypatch.setattr(stacks, "_STOPS_THREADS", (3,))
-    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    monkeypatch.setattr(os, "memfd_create", fail)
     assert stacks._ask_faulthandler() == {}
 
 

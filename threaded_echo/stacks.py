@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import faulthandler
 import linecache
+import os
 import re
 import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import IO
 
 _HERE = str(Path(__file__).parent)
 
@@ -61,18 +63,25 @@ def _ask_faulthandler() -> Mapping[int, Places]:
     """Read where each thread is, with all of them stopped; nothing if that cannot be done."""
     if sys.version_info < _STOPS_THREADS:
         return {}
-    import tempfile  # it loads much that nothing else here needs
     try:
         # Not a pipe: while the threads are stopped, nobody would read it.
-        with tempfile.TemporaryFile() as file:
+        with _open_file() as file:
             if sys.version_info >= (3, 15):
                 faulthandler.dump_traceback(file, max_threads=_MOST)
             else:
                 faulthandler.dump_traceback(file)
             file.seek(0)
             return _parse(file.read().decode("ascii", "replace"))
-    except OSError:  # no descriptor, or no room for the file
+    except OSError:  # no descriptor, or no room
         return {}
+
+
+def _open_file() -> IO[bytes]:
+    """Open a file without a name, in memory if the platform can."""
+    if sys.platform == "linux":
+        return open(os.memfd_create("stacks"), "w+b", buffering=0)
+    import tempfile  # it loads much that nothing else here needs  # pragma: no cover
+    return tempfile.TemporaryFile(buffering=0)  # pragma: no cover
 
 
 def _parse(text: str) -> dict[int, Places]:
