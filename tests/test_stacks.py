@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,3 +109,15 @@ def test_faulthandler_is_asked_for_as_many_threads_as_it_tells_of(monkeypatch, v
     monkeypatch.setattr(sys, "version_info", version)
     monkeypatch.setattr(faulthandler, "dump_traceback", lambda file, **given: asked.append(given))
     assert stacks._ask_faulthandler() == {} and asked == [keywords]
+
+
+@pytest.mark.parametrize("broken, is_read", [(0, True), (3, True), (stacks._TRIES, False)])
+def test_dump_that_breaks_off_at_a_thread_that_is_being_started_is_made_again(monkeypatch, broken, is_read):
+    """After a pause; not for ever."""
+    pauses, whole = [], 'Thread 0x0f (most recent call first):\n  File "a.py", line 1 in f\n'
+    texts = [f"{stacks._BROKEN_OFF}\n"] * broken + [whole]
+    monkeypatch.setattr(stacks, "_STOPS_THREADS", (3,))
+    monkeypatch.setattr(stacks, "_dump_all", lambda: texts.pop(0))
+    monkeypatch.setattr(stacks, "time", SimpleNamespace(sleep=pauses.append))
+    assert stacks._ask_faulthandler() == ({15: (("a.py", 1, "f"),)} if is_read else {})
+    assert pauses == [stacks._PAUSE] * broken

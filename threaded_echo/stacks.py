@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,11 @@ _STOPS_THREADS = (3, 13, 2)
 
 _MOST = 1_000
 """The most threads that faulthandler is asked for, where that can be said (3.15); before, it is 100, the newest."""
+
+_BROKEN_OFF = "<freed thread state>"
+"""What it writes, in place of the rest, if it comes to a thread that is just being started."""
+
+_TRIES, _PAUSE = 20, 0.001  # seconds
 
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)\b")
 _CALL = re.compile(r'  File "(.*)", line (\d+) in (.*)')
@@ -63,17 +69,28 @@ def _ask_faulthandler() -> Mapping[int, Places]:
     """Read where each thread is, with all of them stopped; nothing if that cannot be done."""
     if sys.version_info < _STOPS_THREADS:
         return {}
+    text = ""
     try:
-        # Not a pipe: while the threads are stopped, nobody would read it.
-        with _open_file() as file:
-            if sys.version_info >= (3, 15):
-                faulthandler.dump_traceback(file, max_threads=_MOST)
-            else:
-                faulthandler.dump_traceback(file)
-            file.seek(0)
-            return _parse(file.read().decode("ascii", "replace"))
+        for _ in range(_TRIES):
+            text = _dump_all()
+            if _BROKEN_OFF not in text:
+                break
+            time.sleep(_PAUSE)
     except OSError:  # no descriptor, or no room
         return {}
+    return _parse(text)
+
+
+def _dump_all() -> str:
+    """Return what faulthandler writes about all threads."""
+    # Not a pipe: while the threads are stopped, nobody would read it.
+    with _open_file() as file:
+        if sys.version_info >= (3, 15):
+            faulthandler.dump_traceback(file, max_threads=_MOST)
+        else:
+            faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read().decode("ascii", "replace")
 
 
 def _open_file() -> IO[bytes]:
