@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -65,20 +66,19 @@ def _read_frames() -> dict[int, Places]:
     return found
 
 
-def _ask_faulthandler() -> Mapping[int, Places]:
+def _ask_faulthandler() -> dict[int, Places]:
     """Read where each thread is, with all of them stopped; nothing if that cannot be done."""
     if sys.version_info < _STOPS_THREADS:
         return {}
-    text = ""
-    try:
+    found: dict[int, Places] = {}
+    with suppress(OSError):  # no descriptor, or no room
         for _ in range(_TRIES):
             text = _dump_all()
+            found.update(_parse(text))
             if _BROKEN_OFF not in text:
                 break
             time.sleep(_PAUSE)
-    except OSError:  # no descriptor, or no room
-        return {}
-    return _parse(text)
+    return found
 
 
 def _dump_all() -> str:
