@@ -72,7 +72,8 @@ def running(source: str, folder: Path, prelude: str = PRELUDE) -> Iterator[Progr
 
 def test_every_program_is_tried_here():
     """Those that the tests below run are all that there are."""
-    words = ("Shout", "EchoHandler, ThreadedTCPServer", "Chat", "count_primes", "basicConfig", "threaded_server")
+    words = ("Shout", 'with ThreadedTCPServer(("127.0.0.1", 0)', "Chat", "count_primes", "basicConfig",
+             "threaded_server")
     upgraded = ("SimpleHTTPRequestHandler", "demo_app", "SimpleXMLRPCServer", "prometheus_client", "werkzeug",
                 "fakeredis")  # in test_recipes.py
     assert sorted(map(block, words + upgraded)) == sorted(BLOCKS)
@@ -90,7 +91,7 @@ def test_the_first_program_answers_and_reports(tmp_path):
 
 def test_the_program_in_the_background_runs():
     """It checks the echo itself, and leaves nothing."""
-    exec(compile(block("EchoHandler, ThreadedTCPServer"), "README.rst", "exec"), {"__name__": "__main__"})
+    exec(compile(block('with ThreadedTCPServer(("127.0.0.1", 0)'), "README.rst", "exec"), {"__name__": "__main__"})
 
 
 def test_the_chat_tells_the_others(tmp_path):

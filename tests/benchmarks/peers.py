@@ -142,7 +142,7 @@ def shown(logs_messages: bool, live: bool) -> None:
     announce(server.server_address[1])
     os.environ["TERM"] = "xterm-256color"
     sys.stdout = open(writes, "w", encoding="utf-8")
-    with make_output(logging.INFO, live) as output, output.showing(server):
+    with make_output(logging.INFO, live, as_json=False) as output, output.showing(server):
         server.serve_forever()
 
 

@@ -29,7 +29,7 @@ class RecentMessages(logging.Handler):
         """Keep the record's text if it is a message."""
         event = getattr(record, "event", None)
         number = getattr(record, "client", None)
-        if event in ("left out", "omitted"):
+        if event == "omitted":
             self._left_out += getattr(record, "count", 0)
         if event != "message" or not isinstance(number, int):
             return

@@ -10,8 +10,8 @@ import pytest
 from ..handlers import EchoHandler
 from ..hooks_leaving import HOOKS
 from ..mixin import ThreadedMixIn
-from ..report import own_frames
 from ..server import ThreadedTCPServer
+from ..stacks import own_frames
 from .recording import HANG_UP, Recorder
 
 if TYPE_CHECKING:
