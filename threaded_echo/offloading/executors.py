@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ServerStopping, WorkerDied
 from ..transport.waker import Waker
 from .call import Call
+from .dask import CHECK_INTERVAL, find_cluster
 from .thread_work import ThreadCall
 from .threads import WorkerThreads
 from .turns import Turn
@@ -88,15 +89,17 @@ def submit(turn: Turn, executor: Any, when_over: Callable[[], None]) -> Any:
     assert turn.waker is not None
     call, future = turn.call, None
     function = partial(call.function, **call.kwargs) if call.kwargs else call.function
+    cluster = find_cluster(executor)
+    place: Any = cluster or executor
     try:
         with call.unpinned():  # it may start a thread or a process, which inherit the processors of this thread
-            future = executor.submit(function, *call.args)
+            future = place.submit(function, *call.args)
         future.add_done_callback(lambda _, waker=turn.waker: waker.set())
-        wait_until_done(call, turn.waker, future.done)
+        wait_until_done(call, turn.waker, future.done, None if cluster is None else CHECK_INTERVAL)
         return future.result()
     except Exception as error:  # the function's own, and the executor's
         if is_worker_death(error):
-            raise WorkerDied(f"the executor's worker has died in a call: {error!r}") from error
+            raise WorkerDied(f"the executor's worker has died in a call: {type(error).__name__}: {error}") from error
         if isinstance(error, TimeoutError) and not (future is None or future.done() or future.cancel()):
             call.tell_that_it_runs_on()
         raise
@@ -107,8 +110,8 @@ def submit(turn: Turn, executor: Any, when_over: Callable[[], None]) -> Any:
         del future  # it refers to the exception, whose traceback refers to this frame
 
 
-def wait_until_done(call: Call, waker: Waker, is_done: Callable[[], bool]) -> None:
-    """Wait until an executor has done a call, which sets ``waker``.
+def wait_until_done(call: Call, waker: Waker, is_done: Callable[[], bool], interval: float | None = None) -> None:
+    """Wait until an executor has done a call, which sets ``waker``, or which is seen within ``interval`` seconds.
 
     Raises ServerStopping, TimeoutError or ConnectionAbortedError if its caller waits no longer.
     """
@@ -117,7 +120,7 @@ def wait_until_done(call: Call, waker: Waker, is_done: Callable[[], bool]) -> No
         if call.period.forced:
             raise ServerStopping("the server has given up this call as it stopped")
         call.check(is_connected)
-        is_connected = wait_until_set(waker, call)
+        is_connected = wait_until_set(waker, call, interval)
         waker.clear()
 
 

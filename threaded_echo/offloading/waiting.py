@@ -45,9 +45,13 @@ def wait_for(files: list[Any], client: Client | None, seconds: float | None) -> 
     return found, True
 
 
-def wait_until_set(waker: Waker, call: Call) -> bool:
-    """Wait until ``waker`` is set, or the call has to be looked at; return False if its client's connection is lost."""
-    return wait_for([waker], call.client, call.seconds_left())[1]
+def wait_until_set(waker: Waker, call: Call, interval: float | None = None) -> bool:
+    """Wait until ``waker`` is set, or the call has to be looked at; return False if its client's connection is lost.
+
+    ``interval``: wait for no more than so many seconds.
+    """
+    times = (call.seconds_left(), interval)
+    return wait_for([waker], call.client, min((each for each in times if each is not None), default=None))[1]
 
 
 def wait_with_caller(look: Callable[[Client | None, float | None], tuple[list[Any], bool]], call: Call,
