@@ -5,22 +5,18 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 
 from ..tools import GUARD, ask, connect, receive, receive_all, together
+from .dask_cluster import DASK, cluster
 from .programs import CHECKOUT, last_lines, module, next_line, program, tell
 
 Process = subprocess.Popen[str]
 
 NETCAT = pytest.mark.skipif(shutil.which("nc") is None, reason="netcat-openbsd is not installed")
-# Looked for, not imported: that would start threads here.
-DASK = pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
 
 EXAMPLE = "threaded_echo.examples.primes"
 
@@ -88,36 +84,12 @@ def test_several_clients_at_once_are_answered_by_two_workers() -> None:
         assert ended(process) == []
 
 
-@contextmanager
-def dask(*arguments: str, ready: str) -> Iterator[str]:
-    """Run a program of Dask's, on the loopback network alone; yields the address that it tells when it is ready."""
-    # -P: not with the checkout's modules, which a cluster's workers do not have either.
-    with program(sys.executable, "-P", "-m", "dask", *arguments, "--host", "127.0.0.1", "--no-dashboard") as process:
-        log = [""]
-        while not (found := re.search(ready, log[-1])):
-            log.append(next_line(process))
-            assert log[-1] or process.poll() is None, log
-        yield found[1]
-
-
-@contextmanager
-def cluster(folder: Path, workers: int) -> Iterator[str]:
-    """Run a Dask scheduler and workers that it knows; yields its address. The end kills them."""
-    with ExitStack() as stack:
-        address = stack.enter_context(dask("scheduler", "--port", "0", ready=r"Scheduler at: +(tcp://\S+)"))
-        for number in range(workers):
-            # No nanny: it would start a process of its own, which outlives it for a moment when it is killed.
-            stack.enter_context(dask("worker", address, "--nworkers", "1", "--nthreads", "1", "--no-nanny",
-                                     "--local-directory", str(folder / str(number)),
-                                     ready=r"Registered to: +(tcp://\S+)"))
-        yield address
-
-
 @DASK
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_several_clients_at_once_are_answered_by_a_dask_cluster(tmp_path: Path, number: signal.Signals) -> None:
+def test_several_clients_at_once_are_answered_by_a_dask_cluster(number: signal.Signals) -> None:
     """Two workers that know nothing of the program get the function from it; a client stays until the end."""
-    with cluster(tmp_path, workers=2) as address, listening(*module(EXAMPLE, "--dask", address)) as (process, port):
+    # -P: not with the checkout's modules, which a cluster's workers do not have either.
+    with cluster(2, "-P") as address, listening(*module(EXAMPLE, "--dask", address)) as (process, port):
         with connect(("127.0.0.1", port)) as stays:
             assert together(6, lambda: ask(("127.0.0.1", port), QUESTION)) == [ANSWER] * 6
             stays.sendall(b"100\n")

@@ -36,7 +36,7 @@ class Outcome(Future[Any]):
     def done(self) -> bool:
         """Return whether the call is over, which it is, too, if the client is closed."""
         if not super().done() and self._client.status == "closed":
-            self.fail(CancelledError("the Dask client of this call is closed"), _LOST)
+            self.fail(CancelledError("the Dask client of this call is closed"), f"{_CLOSED} {_LOST}")
         return super().done()
 
     def fail(self, error: BaseException, note: str = "") -> None:
