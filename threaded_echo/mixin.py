@@ -281,7 +281,10 @@ class ThreadedMixIn(AcceptingHooks):
         *Thread safety*: any thread. In a handler, ``self.offload`` is the same. A stop waits only for the calls of
         handlers. With ``executor=None`` a stop cannot interrupt the function, and its handler is a survivor.
 
-        Dask runs equal calls only once, unless the executor is made by ``client.get_executor(pure=False)``.
+        With a Dask client, a function whose worker dies is called again in another one; `WorkerDied` comes after
+        several deaths. If the scheduler is lost, the calls that it had raise Dask's ``FutureCancelledError`` or an
+        OSError, and those that are made before it is back wait for it, for the timeout of the client. Once that is
+        closed, by itself too, each call raises CancelledError or Dask's ``ClosedClientError``.
         """
         return ServerState.of(self).offload(self, function, args, kwargs)
 

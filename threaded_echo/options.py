@@ -215,7 +215,9 @@ OPTIONS: Mapping[str, Option] = {option.name: option for option in (
            "the server starts before its first client, and ends. WorkerProcesses(n, initializer=function): the same, "
            "and each is prepared by a call of that function. WorkerThreads(n): in so many threads at a lower "
            "priority, for Python without the GIL. Or any object with a submit() like that of "
-           "concurrent.futures.Executor, which its owner shuts down."),
+           "concurrent.futures.Executor, which its owner shuts down: a client of Dask's, too, and what its "
+           "get_executor() returns; equal calls are each made, unless it was told pure=True. One that is assigned to a "
+           "server that serves has the calls that are made from then on."),
     Option("max_offloads", None, _limit,
            "The most offloaded calls that run at once. None: as many as there are workers, and any number with "
            "executor=None, or in an executor of the program's, which then has the queue and its order."),

@@ -19,6 +19,7 @@ from threaded_echo import LineHandler, ServerStopping, ThreadedTCPServer
 from .. import calls
 from ..tools import until
 
+
 def describe(error: BaseException) -> str:
     """Return an exception in one line."""
     kinds = [kind.__name__ for kind in type(error).__mro__[:-2]]

@@ -79,17 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def connect_to_dask(stack: ExitStack, address: str) -> Any:
-    """Return an executor whose calls run on a Dask cluster, until the stack is left. Raises SystemExit."""
+    """Return a client of a Dask cluster, where its calls run, until the stack is left. Raises SystemExit."""
     try:
         distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise SystemExit(f"primes: --dask needs the package distributed: {error}") from None
     try:
         distributed.comm.get_address_host_port(address)  # a Client is slow to end that has met a wrong one
-        client = stack.enter_context(distributed.Client(address, timeout=_DASK_TIMEOUT, set_as_default=False))
+        return stack.enter_context(distributed.Client(address, timeout=_DASK_TIMEOUT, set_as_default=False))
     except (OSError, ValueError) as error:
         raise SystemExit(f"primes: cannot reach the Dask scheduler {address!r}: {error}") from None
-    return client.get_executor(pure=False)  # or Dask would take equal calls for one
 
 
 if __name__ == "__main__":

@@ -99,7 +99,9 @@ class Cluster:
 def find_cluster(executor: Any) -> Cluster | None:
     """Return what submits to Dask's client, if an executor is one, or is what its ``get_executor`` has returned."""
     distributed = sys.modules.get("distributed")  # loaded if the program uses it
-    kind = getattr(distributed, "Client", ())
+    kind = getattr(distributed, "Client", None)
+    if not isinstance(kind, type):
+        return None
     if isinstance(executor, kind):
         return Cluster(executor, {})
     client = getattr(executor, "_client", None)  # there is no public way to it
