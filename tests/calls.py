@@ -50,6 +50,11 @@ def load(*values: Any) -> Any:
     return threading.Lock()
 
 
+def keep(value: Any) -> None:
+    """Keep a value."""
+    loaded.append(value)
+
+
 def read_loaded() -> tuple[int, list[Any]]:
     """Return this process, and what was loaded in it."""
     return os.getpid(), loaded

@@ -85,6 +85,22 @@ def test_worker_that_dies_in_dask_is_reported(serve, monkeypatch):
         server.offload(calls.square)
 
 
+def test_call_that_no_interpreter_takes_names_the_function(serve, monkeypatch):
+    """The executor's own exception, here of another name, says only that something cannot be shared."""
+    class Executor:
+        """Fails as an InterpreterPoolExecutor does."""
+
+        def submit(self, function):
+            """Fail."""
+            raise KilledWorker("args not shareable")
+
+    monkeypatch.setitem(sys.modules, "concurrent.interpreters", types.SimpleNamespace(NotShareableError=KilledWorker))
+    server = serve(ClientHandler, executor=Executor())
+    with pytest.raises(KilledWorker, match="args not shareable") as caught:
+        server.offload(calls.square)
+    assert caught.value.__notes__[0].startswith("In a call of tests.calls.square: ")
+
+
 def test_call_that_its_owner_cancels_says_so(meeting):
     """The handler's thread raises the executor's CancelledError."""
     class Executor(ThreadPoolExecutor):

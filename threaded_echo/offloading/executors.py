@@ -100,6 +100,9 @@ def submit(turn: Turn, executor: Any, when_over: Callable[[], None]) -> Any:
     except Exception as error:  # the function's own, and the executor's
         if is_worker_death(error):
             raise WorkerDied(f"the executor's worker has died in a call: {type(error).__name__}: {error}") from error
+        if is_not_shareable(error):
+            error.add_note(f"In a call of {call.name}: an interpreter takes a function of a module; its arguments, its "
+                           "result and its exception have to be objects that can be pickled")
         if isinstance(error, TimeoutError) and not (future is None or future.done() or future.cancel()):
             call.tell_that_it_runs_on()
         raise
@@ -128,3 +131,9 @@ def is_worker_death(error: Exception) -> bool:
     """Return whether an executor reports by ``error`` that a worker has died."""
     dask = sys.modules.get("distributed")  # loaded if the program uses it
     return isinstance(error, (BrokenExecutor, getattr(dask, "KilledWorker", BrokenExecutor)))
+
+
+def is_not_shareable(error: Exception) -> bool:
+    """Return whether `concurrent.futures.InterpreterPoolExecutor` reports by ``error`` what it cannot send."""
+    interpreters = sys.modules.get("concurrent.interpreters")  # loaded if the program uses it, from Python 3.14 on
+    return isinstance(error, getattr(interpreters, "NotShareableError", ()))
