@@ -13,14 +13,15 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from . import computing, computing_server, loads, standing, worker_calls
+from . import beside, computing, computing_server, loads, standing, worker_calls
 from .measure import C_SERVER, HERE, Step, Table, Where, compiled
 from .peers import PEERS
 
 BENCHMARKS = {
     "connections": loads.connections, "pingpong": loads.pingpong, "lines": loads.lines, "many": standing.many,
     "idle": standing.idle, "cost": loads.cost, "options": loads.options, "live": loads.live,
-    "offload": computing.offload, "calls": worker_calls.calls, "sharing": worker_calls.sharing,
+    "offload": computing.offload, "beside": beside.beside, "calls": worker_calls.calls,
+    "sharing": worker_calls.sharing,
 }
 
 ALL_PEERS = list(dict.fromkeys([*PEERS, *computing_server.PEERS, C_SERVER]))
@@ -82,7 +83,7 @@ def installed_peers(python: str, module: str) -> list[str]:
 
 def peers_of(benchmark: str, python: str, wanted: Collection[str]) -> list[str]:
     """Name the peers of a benchmark that an interpreter has and that are wanted."""
-    found = (installed_peers(python, "computing_server") if benchmark == "offload" else
+    found = (installed_peers(python, "computing_server") if benchmark in ("offload", "beside") else
              [*installed_peers(python, "peers"), C_SERVER])
     return [peer for peer in found if peer in wanted or peer.partition(",")[0] in wanted]
 

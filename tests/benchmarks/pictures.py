@@ -18,16 +18,17 @@ def draw(table: Table, machine: str, folder: Path) -> Path:
     matplotlib.use("svg")
     from matplotlib import pyplot
     pyplot.rcParams["svg.hashsalt"] = "threaded_echo"  # the same results make the same file
-    loads = list(dict.fromkeys(row.load for row in table.rows))
+    measured = [row for row in table.rows if table.key in row.figures]
+    loads = list(dict.fromkeys(row.load for row in measured))
     across = min(ACROSS, len(loads))
     down = ceil(len(loads) / across)
     figure, axes = pyplot.subplots(down, across, figsize=(3.4 * across + 1.4, 2.9 * down), squeeze=False, sharey=True,
                                    sharex=table.logarithmic)
     for unused in axes.flat[len(loads):]:
         unused.set_visible(False)
-    peers = list(dict.fromkeys(row.peer for row in table.rows))[::-1]
+    peers = list(dict.fromkeys(row.peer for row in measured))[::-1]
     for place, load in zip(axes.flat, loads):
-        rows = {row.peer: row for row in table.rows if row.load == load}
+        rows = {row.peer: row for row in measured if row.load == load}
         for height, peer in enumerate(peers):
             if peer in rows:
                 values = rows[peer].figures[table.key]
@@ -41,7 +42,7 @@ def draw(table: Table, machine: str, folder: Path) -> Path:
         if table.logarithmic:
             place.set_xscale("log")
             # Such a scale has no zero: all bars begin at the same power of ten.
-            everything = [value for row in table.rows for value in row.figures[table.key] if value > 0] or [1.0]
+            everything = [value for row in measured for value in row.figures[table.key] if value > 0] or [1.0]
             place.set_xlim(10 ** floor(log10(min(everything))), max(everything) * 8)
         else:
             place.margins(x=0.22)

@@ -95,6 +95,18 @@ def test_offload_benchmark_measures_light_and_heavy_clients():
     assert any(row.figures["jobs"][0] for row in table.rows)
 
 
+def test_table_of_a_light_client_beside_heavy_ones_has_a_row_for_each_place(tmp_path):
+    """The places that were asked for, and one processor, with which the jobs are compared."""
+    printed = run(tmp_path, "beside", "--peers", "threaded_echo, workers", "asyncio", "stock")
+    rows = json.loads((tmp_path / "beside.json").read_text())["rows"]
+    assert [row["peer"] for row in rows] == ["one processor", "threaded_echo, workers", "asyncio"]
+    assert all(row["figures"].get("errors", [0]) == [0] for row in rows)
+    assert all(row["peer"] in printed for row in rows) and "p99 beside 8" in printed
+    figures = rows[1]["figures"]
+    assert figures["times_one_processor"][0] == (
+        figures["jobs_per_second"][0] / rows[0]["figures"]["jobs_per_second"][0])
+
+
 @pytest.mark.parametrize(("benchmark_name", "peer"), [
     ("many", "threaded_echo"), ("many", "stock"), ("many", BARE), ("idle", "threaded_echo"),
 ])
