@@ -294,6 +294,49 @@ class Killer:
         return os.kill, (self.process, signal.SIGKILL)
 
 
+stopped: list[int] = []
+"""The processes that this one has stopped."""
+
+
+def stop(process: int) -> None:
+    """Stop a process in the middle of whatever it does."""
+    os.kill(process, signal.SIGSTOP)
+    stopped.append(process)
+
+
+class Stopper:
+    """An object that stops a process when it is unpickled in another one."""
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+
+    def __reduce__(self) -> Any:
+        return stop, (self.process,)
+
+
+def return_and_be_stopped(size: int) -> list[Any]:
+    """Return something large. The process is stopped as the beginning of it is unpickled."""
+    return [Stopper(os.getpid()), bytes(size)]
+
+
+def yield_and_be_stopped(size: int) -> Iterator[Any]:
+    """Yield once, and then something large: as before."""
+    yield 1
+    yield return_and_be_stopped(size)
+
+
+def yield_and_fill(size: int) -> Iterator[Any]:
+    """Yield this process, and then something large."""
+    yield os.getpid()
+    yield bytes(size)
+
+
+def meet_and_return(address: tuple[str, int], size: int) -> bytes:
+    """Meet a listener, and return something large."""
+    meet(address)
+    return bytes(size)
+
+
 def interrupt() -> None:
     """Raise KeyboardInterrupt."""
     raise KeyboardInterrupt

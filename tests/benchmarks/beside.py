@@ -54,7 +54,7 @@ def measure(row: Row, peer: str, seconds: float, where: Where, jobs: float) -> N
         found = load(port, "mixed", 0, seconds / 2)
         figures = {"idle_p50_us": found["p50_us"], "idle_p99_us": found["p99_us"], "errors": found["errors"]}
         for heavy in HEAVY:
-            found = load(port, "mixed", heavy, seconds * 3 / 4)
+            found = load(port, "mixed", heavy, seconds * 0.6)
             figures[f"beside_{heavy}_p99_us"] = found["p99_us"]
             figures["errors"] += found["errors"]
     row.add({**figures, "jobs_per_second": found["jobs_per_second"],

@@ -159,6 +159,27 @@ def test_receiver_looks_from_time_to_time_whether_the_sender_is_there(monkeypatc
         assert isinstance(outcome[0], Disconnected) == is_over
 
 
+@pytest.mark.parametrize("read", READS[::3])
+def test_receiver_looks_earlier_if_it_is_hastened(monkeypatch, read):
+    """Also after a wait in which something came."""
+    monkeypatch.setattr(channel, "CHECK_INTERVAL", 1000.0)
+    with channels() as (near, far):
+        far._is_over = Waiting(True)
+        far.hasten(0.01)
+        near._socket.sendall(HEADER.pack(1, 0, 0, MEDIUM) + bytes(70_000))
+        with pytest.raises(Disconnected):
+            read(far.receive().stream)
+        assert far._is_over.asked.is_set()
+
+
+def test_pipe_cannot_be_hastened():
+    """That is no error."""
+    with pipes() as (near, far):
+        far.hasten(0.01)
+        near.send(1)
+        assert far.receive().kind == 1
+
+
 @pytest.mark.parametrize("is_over", [True, False])
 def test_sender_looks_from_time_to_time_whether_the_receiver_is_there(monkeypatch, is_over):
     """It cannot go on, since the receiver does not read."""

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 import select
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -616,3 +617,69 @@ def test_call_that_its_worker_does_not_receive_is_late_all_the_same(monkeypatch,
         server.offload_timeout = None
         assert server.offload(os.getpid) != process
         assert server.stats().offloads_running == 0
+
+
+LARGE = 5_000_000
+
+
+@pytest.mark.parametrize("iterates", [False, True], ids=["call", "iteration"])
+def test_worker_that_is_stopped_in_its_reply_is_late_in_time(monkeypatch, iterates):
+    """Though a transfer is looked at much later otherwise. The next call has another worker."""
+    monkeypatch.setattr(channel, "CHECK_INTERVAL", 1000.0)
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=1) as server:
+        process = server.offload(os.getpid)
+        monkeypatch.setattr(calls, "stopped", [])
+        server.offload_timeout = 0.5
+        with pytest.raises(TimeoutError, match="be_stopped has not returned within 0.5 s"):
+            if iterates:
+                list(server.offload_iter(calls.yield_and_be_stopped, LARGE))
+            else:
+                server.offload(calls.return_and_be_stopped, LARGE)
+        assert calls.stopped == [process]
+        server.offload_timeout = None
+        assert server.offload(os.getpid) != process
+
+
+def test_iteration_that_is_left_as_its_worker_is_stopped_in_an_item_ends_in_its_time(monkeypatch):
+    """The worker is killed."""
+    monkeypatch.setattr(channel, "CHECK_INTERVAL", 1000.0)
+    monkeypatch.setattr(iterations, "CLOSE_TIMEOUT", 0.05)
+    with ThreadedTCPServer(("127.0.0.1", 0), executor=1) as server:
+        items = server.offload_iter(calls.yield_and_fill, LARGE)
+        process = next(items)
+        [held] = server._threaded_state.offloads._workers._held
+        until(held._channel.has_data)
+        os.kill(process, signal.SIGSTOP)
+        items.close()
+        assert not held.is_alive()
+
+
+def test_large_result_that_nobody_waits_for_is_dropped(meeting):
+    """Nothing of it is taken for the reply to the next call, which the same worker runs."""
+    caller = Caller()
+    with pool(1, caller.period) as workers:
+        held = workers._hold_idle(1, caller.period)
+        with pickle_call(calls.meet_and_return, (meeting.address, LARGE), {}) as message:
+            message.send(held._channel)
+        meeting.welcome()
+        workers._leave(held, caller.call, 1, caller.over.set)
+        meeting.dismiss()
+        wait_until(caller.over)
+        caller.call = None
+        assert caller.make(workers, calls.square, 3) == 9
+        assert workers._idle == [held]
+
+
+def test_worker_that_is_stopped_in_a_result_that_nobody_waits_for_is_killed_in_time(monkeypatch, meeting):
+    """The call's own time holds for that, too."""
+    monkeypatch.setattr(channel, "CHECK_INTERVAL", 1000.0)
+    with pool(1) as workers:
+        [made] = workers._idle
+        with pickle_call(calls.meet_and_return, (meeting.address, LARGE), {}) as message:
+            message.send(made._channel)
+        process = meeting.welcome()
+        meeting.dismiss()
+        until(made._channel.has_data)
+        os.kill(process, signal.SIGSTOP)
+        made.see_through(0.05)
+        assert not made.is_alive()

@@ -6,7 +6,8 @@ Invariants:
 - Large buffers are sent from the object that holds them, and received into the one that they become: see `messages`.
 - What is received ahead of its message waits in the buffer. Descriptors come with the first byte of their message.
 - A wait in the kernel ends when the other end is closed. A process that the worker has forked may keep that open, so a
-  wait without progress is interrupted every `CHECK_INTERVAL` seconds, to look whether the worker has ended.
+  wait without progress is interrupted every `CHECK_INTERVAL` seconds, or earlier as `hasten` says, to look whether the
+  worker has ended, or its time is up.
 """
 from __future__ import annotations
 
@@ -43,13 +44,11 @@ class SocketChannel:
     """One end of a channel: a Unix socket, and the end of a pipe whose bytes tell how many calls have begun."""
 
     def __init__(self, connection: socket.socket, begun: Connection, is_over: Callable[[], bool] | None = None) -> None:
-        """Take over both. ``is_over`` tells whether the other process has ended; ``None``: only the socket does."""
-        if is_over is not None:
-            interval = struct.pack("ll", int(CHECK_INTERVAL), int(CHECK_INTERVAL % 1 * 1_000_000))
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                with suppress(OSError):  # a platform with other times: then a transfer ends only with the other end
-                    connection.setsockopt(socket.SOL_SOCKET, option, interval)
+        """Take over both. ``is_over`` tells whether to give the other process up; ``None``: only the socket does."""
         self._socket, self._begun, self._is_over = connection, begun, is_over
+        self._interval: float | None = None  # seconds for which a wait goes on
+        if is_over is not None:
+            self.hasten(None)
         os.set_blocking(begun.fileno(), begun.writable)
         self._ahead = memoryview(bytearray(_AHEAD))
         self._start = self._end = 0  # of what has been received ahead
@@ -58,6 +57,17 @@ class SocketChannel:
     def fileno(self) -> int:
         """Return what `wait` takes; -1 after `close`."""
         return self._socket.fileno()
+
+    def hasten(self, seconds: float | None) -> None:
+        """Have waits without progress interrupted after so many seconds, if these are fewer than `CHECK_INTERVAL`."""
+        interval = CHECK_INTERVAL if seconds is None else min(CHECK_INTERVAL, max(seconds, 0.001))
+        if interval == self._interval:
+            return
+        self._interval = interval
+        packed = struct.pack("ll", int(interval), int(interval % 1 * 1_000_000))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            with suppress(OSError):  # a platform with other times: then a transfer ends only with the other end
+                self._socket.setsockopt(socket.SOL_SOCKET, option, packed)
 
     def is_ahead(self) -> bool:
         """Return whether something of the next message has been received already, which `wait` does not know of."""
@@ -130,6 +140,8 @@ class SocketChannel:
                 raise Disconnected
             pieces.append(piece)
             size -= len(piece)
+            if size:
+                self._go_on()
         return b"".join(pieces)
 
     def take_into(self, target: memoryview) -> None:
@@ -147,6 +159,8 @@ class SocketChannel:
             if not count:
                 raise Disconnected
             done += count
+            if done < len(target):
+                self._go_on()
 
     def close(self) -> None:
         """Close this end. May be called again."""
@@ -173,8 +187,14 @@ class SocketChannel:
 
     def _go_on_after(self, error: OSError) -> None:
         """Return if a wait was interrupted to look whether the other process is there, and it is."""
-        if not isinstance(error, BlockingIOError) or self._is_over is None or self._is_over():
+        if not isinstance(error, BlockingIOError) or self._is_over is None:
             raise Disconnected from error
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Look whether the other process is there, after a wait that was interrupted, with or without progress."""
+        if self._is_over is not None and self._is_over():
+            raise Disconnected
 
 
 class Stream:

@@ -63,6 +63,8 @@ def close(worker: Worker, caller: Call) -> None:
         return
     deadline = time.monotonic() + CLOSE_TIMEOUT
     try:
+        worker.limit(None)  # it is no caller's any more
+        worker.limit(deadline)
         worker.send(CLOSE)
         while (reply := worker.receive(timeout=max(0, deadline - time.monotonic()))).kind == ITEM:
             reply.skip()

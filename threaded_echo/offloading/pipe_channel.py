@@ -20,6 +20,9 @@ class PipeChannel:
         """Return what `wait` takes."""
         return self._connection.fileno()
 
+    def hasten(self, seconds: float | None) -> None:
+        """Do nothing: what is received from a pipe is waited for until its end."""
+
     def is_ahead(self) -> bool:
         """As `channel.SocketChannel.is_ahead`."""
         return False

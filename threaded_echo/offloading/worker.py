@@ -93,7 +93,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._ended = False  # guarded by _children_lock
         ours, theirs = make_ends(context)
-        self._sender: Call | None = None  # the call that is being sent
+        self._caller: Call | None = None  # of the call that is being sent, or whose reply is being received
+        self._deadline: float | None = None  # until when a transfer may make no progress
         self._channel = open_end(ours, self._has_no_time)
         # No daemon, since daemons may not have processes of their own. `processes` ends it with the interpreter.
         self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
@@ -165,25 +166,22 @@ class Worker:
             return self.open(reply)
 
     def exchange(self, call: Message, caller: Call | None = None) -> Received:
-        """Send a call, and return the reply. Raises as `call` and `receive`.
+        """Send a call, and return the reply, for `open`. Raises as `call` and `receive`.
 
-        Raises TimeoutError, after which the process has ended, if the caller's time is up before the call is sent: an
-        object's own unpickling may keep the worker from receiving the rest.
+        Raises TimeoutError, after which the process has ended, if the caller's time is up in the middle of a transfer:
+        an object's own unpickling may keep the worker from receiving the rest, or somebody may have stopped it.
         """
         try:
-            self._sender = caller
+            self._begin_transfer(caller)
             call.send(self._channel)
-            self._sender = None
             reply = self.receive(caller)
             self._channel.was_begun()  # it was, and the next question is about the next call
             return reply
         except Disconnected as error:
-            begun, sender, is_alive = self._channel.was_begun(), self._sender, self.is_alive()
-            self.end()
-            if sender is not None and is_alive:
-                sender.check()
+            begun = self._channel.was_begun()
+            death = self._end_in_transfer()
             if begun:
-                raise self._death() from None
+                raise death from None
             raise NotBegun from error
         except CallerLeft:
             raise
@@ -191,25 +189,51 @@ class Worker:
             self.end()
             raise
 
+    def _begin_transfer(self, caller: Call | None) -> None:
+        """Have the caller's time limit what follows, until `limit`."""
+        left = None if caller is None else caller.time_left()
+        self._caller = caller
+        self.limit(None if left is None else time.monotonic() + left)
+
+    def limit(self, deadline: float | None) -> None:
+        """Give a transfer up that makes no progress at this time, as if the process had ended; ``None``: at none."""
+        if deadline is None:
+            self._caller = None
+            if self._deadline is None:
+                return
+        self._deadline = deadline
+        self._channel.hasten(None if deadline is None else deadline - time.monotonic())
+
+    def _end_in_transfer(self) -> WorkerDied:
+        """End the process; return what says that it has died. Raises TimeoutError if its caller's time was up."""
+        caller, is_alive = self._caller, self.is_alive()
+        self.end()
+        if caller is not None and is_alive:
+            caller.check()
+        return self._death()
+
     def see_through(self, seconds: float | None) -> None:
         """Wait for the end of a start or a call whose caller has left, and drop the result; kill it after ``seconds``.
         """
         try:
+            self.limit(None)
             if not self._is_ready:  # the worker is not at fault if a caller has no time to wait for its start
                 return self.wait_until_ready()
-            self.receive(timeout=None if seconds is None or seconds > MOST_SECONDS else seconds).close()
+            self.limit(None if seconds is None else time.monotonic() + seconds)
+            self.receive(timeout=None if seconds is None or seconds > MOST_SECONDS else seconds).skip()
+            self.limit(None)
             self.end_call()
         except (Disconnected, TimeoutError, WorkerDied):
             self.end()
 
     def ask(self, kind: int, caller: Call | None) -> Received:
-        """Send a message without content in the middle of a call, and return the reply. Raises as `call`, `receive`."""
+        """Send a message without content in the middle of a call, and return the reply. Raises as `exchange`."""
         try:
+            self._begin_transfer(caller)
             self.send(kind)
             return self.receive(caller)
         except Disconnected:
-            self.end()
-            raise self._death() from None
+            raise self._end_in_transfer() from None
         except CallerLeft:
             raise
         except BaseException:  # as in exchange
@@ -217,17 +241,20 @@ class Worker:
             raise
 
     def open(self, reply: Received) -> Any:
-        """Return what a reply holds, or raise it."""
+        """Return what a reply holds, or raise it. Raises TimeoutError as `exchange`."""
         try:
+            if self._deadline is not None:
+                self._channel.hasten(self._deadline - time.monotonic())
             content = reply.load()
         except Disconnected:
-            self.end()
-            raise self._death() from None
+            raise self._end_in_transfer() from None
         except Exception as error:  # whatever an object's own unpickling raises
             raise TypeError(f"the result of an offloaded call cannot be loaded: {error}") from error
         except BaseException:  # as in exchange
             self.end()
             raise
+        finally:
+            self.limit(None)
         if reply.kind != ERROR:
             return content
         raised, text = content
@@ -275,7 +302,13 @@ class Worker:
 
     def _has_no_time(self) -> bool:
         """Return whether a transfer that makes no progress is given up."""
-        return not self.is_alive() or self._sender is not None and self._sender.is_late()
+        if not self.is_alive():
+            return True
+        if self._deadline is None:
+            return False
+        left = self._deadline - time.monotonic()
+        self._channel.hasten(left)
+        return left <= 0
 
     def is_ready(self) -> bool:
         """Return whether it has started, and can be or is called."""
