@@ -57,5 +57,5 @@ def test_waker_is_waited_for_on_a_platform_without_poll(monkeypatch):
     waker = wakers.take()
     assert wait_for([waker], None, 0) == ([], True)
     waker.set()
-    assert wait_for([waker], None, None) == ([waker.fileno()], True)
+    assert wait_for([waker], None, None) == ([waker], True)
     waker.close()

@@ -126,16 +126,16 @@ def test_signals_are_blocked_as_before(monkeypatch):
 
 def test_interrupted_call_gives_its_answer_to_nobody(meeting, monkeypatch):
     """What a signal handler raises ends the worker, so that the next call does not get the late answer."""
-    def interrupt(connections, timeout=None, *rest):
+    def interrupt(ends, seconds, *rest):
         """Raise as a signal handler does while the call runs."""
-        if timeout is None:
+        if seconds is None:
             meeting.welcome()
             raise KeyboardInterrupt
-        return wait(connections, timeout, *rest)
+        return look(ends, seconds, *rest)
 
-    wait = worker.wait
+    look = worker.look
     with pool(1) as workers:
-        monkeypatch.setattr(worker, "wait", interrupt)
+        monkeypatch.setattr(worker, "look", interrupt)
         with pytest.raises(KeyboardInterrupt):
             call_in(workers, calls.meet, meeting.address)
         monkeypatch.undo()
@@ -144,15 +144,15 @@ def test_interrupted_call_gives_its_answer_to_nobody(meeting, monkeypatch):
 
 def test_interrupted_wait_for_a_worker_ends_it(monkeypatch):
     """What it sends when it is ready must not be taken for an answer."""
-    def interrupt(connections, timeout=None, *rest):
+    def interrupt(ends, seconds, *rest):
         """Raise as a signal handler does while the worker starts."""
-        if timeout == worker.START_TIMEOUT:
+        if seconds == worker.START_TIMEOUT:
             raise KeyboardInterrupt
-        return wait(connections, timeout, *rest)
+        return look(ends, seconds, *rest)
 
-    wait = worker.wait
+    look = worker.look
     with pool() as workers:
-        monkeypatch.setattr(worker, "wait", interrupt)
+        monkeypatch.setattr(worker, "look", interrupt)
         with pytest.raises(KeyboardInterrupt):
             call_in(workers, calls.square, 1)
         monkeypatch.undo()

@@ -1,7 +1,6 @@
 """A handler's wait for its offloaded call: what its client's state is meanwhile, and what ends the wait."""
 from __future__ import annotations
 
-import math
 import select
 import threading
 import time
@@ -14,35 +13,21 @@ from ..clients.client import Client
 from ..clients.period import Period
 from ..transport.waker import Waker
 from .call import WAITING, Call, CallerLeft
-
-MOST_SECONDS = 86_400
-"""Seconds of one poll, whose milliseconds are a C int."""
+from .polling import MOST_SECONDS, poll
 
 _KEPT = 32  # wakers that are kept for later calls
 
 
-def wait_for(files: list[Any], client: Client | None, seconds: float | None) -> tuple[list[int], bool]:
+def wait_for(files: list[Any], client: Client | None, seconds: float | None) -> tuple[list[Any], bool]:
     """Wait until one of ``files`` is readable, the connection of ``client`` is lost, or ``seconds`` have passed.
 
-    Returns the readable descriptors, and whether the connection is there. It may return early with neither. A client
+    Returns those that are readable, and whether the connection is there. It may return early with neither. A client
     that has only ended its own stream still waits for its answer: its connection is not lost. On a platform without
     `select.poll`, as Windows, nothing reports a lost connection.
     """
-    if seconds is not None:
-        seconds = min(max(seconds, 0), MOST_SECONDS)
     if not hasattr(select, "poll"):
-        return [file.fileno() for file in select.select(files, [], [], seconds)[0]], True
-    connection = -1 if client is None else client._connection.fileno()
-    poll = select.poll()
-    for file in files:
-        poll.register(file, select.POLLIN)
-    if connection >= 0:
-        poll.register(connection, 0)  # no events: only an error, or the end of both directions, is reported
-    found = [descriptor for descriptor, _ in poll.poll(None if seconds is None else math.ceil(seconds * 1000))]
-    if connection in found:
-        found.remove(connection)
-        return found, False
-    return found, True
+        return select.select(files, [], [], None if seconds is None else min(max(seconds, 0), MOST_SECONDS))[0], True
+    return poll(files, seconds, -1 if client is None else client._connection.fileno())
 
 
 def wait_until_set(waker: Waker, call: Call, interval: float | None = None) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from .polling import poll
+
 HEADER = struct.Struct("!BBHQ")
 """The head of a message: its kind; how many descriptors, bytes of its name, and other bytes it has."""
 
@@ -34,22 +36,19 @@ class Whole(io.BytesIO):
         """As `channel.Stream.skip`."""
 
 
-def wait(ends: Sequence[Any], timeout: float | None = None, connection: int = -1) -> list[Any]:
+def wait(ends: Sequence[Any], seconds: float | None = None) -> list[Any]:
     """Wait until one of the ends (descriptors, or objects that have one) can be read; return those that can.
 
-    ``timeout`` is in seconds; ``None`` means no limit. ``connection``: the descriptor of a socket, which is returned,
-    too, if its connection is lost; on a platform without `select.poll`, as Windows, nothing reports that.
+    ``None`` stands for no limit.
     """
+    return look(ends, seconds)[0]
+
+
+def look(ends: Sequence[Any], seconds: float | None, connection: int = -1) -> tuple[list[Any], bool]:
+    """Do as `polling.poll`. On a platform without it, as Windows, nothing reports that a connection is lost."""
     if not hasattr(select, "poll"):
-        return multiprocessing.connection.wait(ends, timeout)
-    poll = select.poll()
-    for end in ends:
-        poll.register(end, select.POLLIN)
-    if connection >= 0:
-        poll.register(connection, 0)  # no events: only an error, or the end of both directions, is reported
-    found = {descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)}
-    ready = [end for end in ends if (end if isinstance(end, int) else end.fileno()) in found]
-    return [*ready, connection] if connection in found else ready
+        return multiprocessing.connection.wait(ends, seconds), True
+    return poll(ends, seconds, connection)
 
 
 def close_descriptors(descriptors: list[int]) -> None:

@@ -29,8 +29,9 @@ from .channel import make_ends, open_end
 from .child import work
 from .initializing import WorkerProcesses
 from .messages import ERROR, INITIALIZE, Message, Received, pickle_call
-from .waiting import MOST_SECONDS, wait_with_caller
-from .wire import Disconnected, wait
+from .polling import MOST_SECONDS
+from .waiting import wait_with_caller
+from .wire import Disconnected, look, wait
 
 START_TIMEOUT = 60.0
 """Seconds that a worker may take to import the program's modules before it counts as failed."""
@@ -296,9 +297,7 @@ class Worker:
         """Wait for data, the end of the process, or the loss of a client's connection, as `waiting.wait_for`."""
         connection = -1 if client is None else client._connection.fileno()
         seconds = None if seconds is None else min(max(0, seconds), MOST_SECONDS)
-        ready = wait([self._channel, self._end], seconds, connection)
-        is_connected = connection not in ready or connection < 0
-        return ready if is_connected else ready[:-1], is_connected
+        return look([self._channel, self._end], seconds, connection)
 
     def _has_no_time(self) -> bool:
         """Return whether a transfer that makes no progress is given up."""
