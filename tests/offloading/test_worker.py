@@ -112,6 +112,15 @@ def test_forked_child_of_a_worker_keeps_nobody_waiting(meeting):
     meeting.dismiss()
 
 
+def test_transfer_is_given_up_if_the_process_has_ended():
+    """A process that it has forked may keep the other end open."""
+    with pool(1) as workers:
+        [made] = workers._idle
+        assert not made._has_no_time()
+        made.end()
+        assert made._has_no_time()
+
+
 def test_signals_are_blocked_as_before(monkeypatch):
     """multiprocessing changes the mask when it starts a process."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
