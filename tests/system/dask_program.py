@@ -1,8 +1,8 @@
 """A server whose handlers compute in a Dask cluster. ``python -m tests.system.dask_program ADDRESS KIND SECONDS``.
 
-It prints its port, and does what it is told on standard input, a line each: ``connect ADDRESS``, to use another
-scheduler from then on; ``wait``, until a call is running; and ``stop``. It prints what comes of it. A client sends
-``[SECONDS, FUNCTION, ARGUMENTS...]``, in JSON, and gets the function's result back, or the exception with its notes.
+It prints its port, and does what it is told on standard input, a line each: ``connect ADDRESS SECONDS``, to use
+another scheduler from then on; ``wait``, until a call is running; and ``stop``. It prints what comes of it. A client
+sends ``[SECONDS, FUNCTION, ARGUMENTS...]``, in JSON, and gets the function's result, or the exception with its notes.
 """
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class Handler(LineHandler):
 
 
 def main(address: str, kind: str, seconds: str) -> None:
-    """Serve. Dask's client itself is the executor, or what it makes; it looks so many seconds for its scheduler."""
+    """Serve. Dask's client itself is the executor, or what it makes. ``seconds``: how long it looks for a scheduler."""
     logging.disable()  # Dask tells a lot of what happens here
     with ExitStack() as clients:
-        def connect(address: str) -> Any:
+        def connect(address: str, seconds: str) -> Any:
             """Have a client, and what to use it by."""
             client = clients.enter_context(distributed.Client(address, timeout=float(seconds), set_as_default=False))
             return client if kind == "client" else client.get_executor(pure=False)
 
-        with ThreadedTCPServer(("127.0.0.1", 0), Handler, executor=connect(address)).start() as server:
+        with ThreadedTCPServer(("127.0.0.1", 0), Handler, executor=connect(address, seconds)).start() as server:
             print(server.server_address[1], flush=True)
             for line in sys.stdin:
                 order, *arguments = line.split()

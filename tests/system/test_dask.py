@@ -133,22 +133,25 @@ def test_scheduler_that_comes_back_is_used_again(cluster, meeting, kind):
     assert answered == "49"
 
 
-def test_scheduler_that_moves_needs_another_client(cluster):
+def test_scheduler_that_moves_needs_another_client(cluster, meeting):
     """The old one closes itself when its time is up. Nobody at the new address is told soon, too."""
     scheduler = cluster.scheduler()
     cluster.worker(scheduler)
-    with serving(scheduler.address, seconds=0.5) as server, socket.socket() as place:
-        place.bind(LOOPBACK)  # and nobody listens
-        scheduler.kill()
-        waited, closing, closed = server.ask(SQUARE, SQUARE, SQUARE)
+    with serving(scheduler.address, seconds=1) as server, socket.socket() as place:
+        with server.asking([GUARD, "meet", meeting.address], SQUARE, SQUARE, SQUARE) as answers:
+            meeting.welcome()
+            scheduler.kill()
+        lost, waited, closing, closed = answers
+        assert "scheduler-connection-lost" in lost, lost
         assert waited.startswith("FutureCancelledError"), waited
-        assert "make another one" in closing, closing  # the one whom Dask tells nothing, or told as the next one
+        assert "make another one" in closing, closing  # Dask tells it nothing, or what it tells the next one
         assert closed.startswith("ClosedClientError") and "make another one" in closed, closed
-        nobody = server.order("connect", f"tcp://127.0.0.1:{place.getsockname()[1]}")
+        place.bind(LOOPBACK)  # and nobody listens
+        nobody = server.order("connect", f"tcp://127.0.0.1:{place.getsockname()[1]}", "0.1")
         assert nobody.startswith("OSError") and "imed out" in nobody, nobody
         scheduler = cluster.scheduler()
         cluster.worker(scheduler)
-        assert server.order("connect", scheduler.address) == "connected"
+        assert server.order("connect", scheduler.address, f"{GUARD}") == "connected"
         assert server.ask(SQUARE) == ["49"]
 
 
