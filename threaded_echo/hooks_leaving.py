@@ -30,7 +30,7 @@ DEADLINES, LATE = "clients whose time was up", "messages that came too late"
 
 # The reasons of a deadline, and what the log says.
 _TIMES_UP = {"idle": "it was idle for too long", "lifetime": "its lifetime is over",
-             "send": "it took nothing of what was sent to it for too long"}
+             "send": "it did not take what was sent to it"}
 
 if TYPE_CHECKING:
     import ssl
@@ -96,6 +96,8 @@ class LeavingHooks(_Base):
             # If it were closed here, its handler would stay blocked. Disconnected, the handler returns, and its
             # thread closes the connection.
             return client.disconnect()
+        if client._connection.obstacle is not None:
+            client._finish_sending()
         if type(request) is not socket.socket:
             client._connection.end_tls()
         self._threaded_leave(client, thread, close, request)

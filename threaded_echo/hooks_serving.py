@@ -121,8 +121,11 @@ class ServingHooks(LeavingHooks):
             self._threaded_judge(self._threaded_client_of(request), error)
             self.handle_error(request, client_address)
         finally:
-            if client is not None and type(request) is not socket.socket:
-                client._connection.end_tls()  # a program's shutdown_request may end the connection by itself
+            if client is not None:  # now, since a program's shutdown_request may end the connection by itself
+                if client._connection.obstacle is not None:
+                    client._finish_sending()
+                if type(request) is not socket.socket:
+                    client._connection.end_tls()
             self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:

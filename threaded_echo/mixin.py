@@ -37,10 +37,10 @@ class ThreadedMixIn(AcceptingHooks):
     It goes before a server class that is built on socketserver: ``class Server(ThreadedMixIn, HTTPServer)``.
 
     For the caller: ``start``, ``run``, ``serve_forever``, ``handle_request``; ``suspend``, ``resume``; ``shutdown``,
-    ``server_close``, ``stop``, or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``offload``,
-    ``offload_within``, ``offload_iter``, ``offloads``; ``dump``, ``dump_on_signal``; ``reload_tls``. To override:
-    ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread safety*: all methods for the
-    caller but ``dump_on_signal`` may be used from any thread, a handler's included.
+    ``server_close``, ``stop``, or the ``with`` statement for it; ``clients``, ``stats``, ``stopping``; ``broadcast``;
+    ``offload``, ``offload_within``, ``offload_iter``, ``offloads``; ``dump``, ``dump_on_signal``; ``reload_tls``. To
+    override: ``client_connected``, ``client_disconnected``, and every hook of socketserver. *Thread safety*: all
+    methods for the caller but ``dump_on_signal`` may be used from any thread, a handler's included.
     """
 
     # The options: options.py has their defaults and their documentation.
@@ -159,6 +159,31 @@ class ThreadedMixIn(AcceptingHooks):
         state = vars(self).get("_threaded_state")
         if state is not None:
             state.limits.look_again(self)
+
+    # Talking to all.
+
+    def broadcast(self, data: Any, exclude: Any = ()) -> tuple[int, ...]:
+        """Send ``data`` (bytes-like) to every live client; return the numbers of those that it could not reach.
+
+        ``exclude``: clients, or their numbers, to leave out: ``exclude=[self.client]``. Waits for nobody. What a client
+        does not take at once waits in a queue, and is sent as soon as it does, ahead of what its handler sends after
+        that: ``self.send``, the reply of ``process``, `Client.send`. A message is never mixed with another one. But
+        what a handler sends by ``self.request`` or ``self.wfile`` passes the queue by: on a server that broadcasts, use
+        ``current_client().send`` there.
+
+        At most 1 MiB waits for one client, or one message, if it is longer (``threaded_echo.clients.backlog``). A
+        client for which more would wait is disconnected, with the reason ``"send"``, and its number is returned; so is
+        one that takes nothing of it for `send_timeout` seconds. If a handler ends, what is queued for its client is
+        sent for up to 5 seconds; in a stop, until the connections are cut.
+
+        Not reached, too, are clients that have just gone, those that the server has disconnected, those whose handler
+        has not begun (a PROXY header or a TLS handshake is not done), and connections that are no ordinary sockets: of
+        a class with a ``send`` or ``sendall`` of its own, datagrams, and TLS by an ``sslsocket_class``. That is no
+        error, and nothing is raised but TypeError, if ``data`` is not bytes-like, or ``exclude`` names no clients.
+
+        *Thread safety*: any thread, and signal handlers. What one thread sends to a client arrives in order.
+        """
+        return ServerState.of(self).broadcasts.send_to_all(data, exclude)
 
     # TLS.
 

@@ -12,6 +12,7 @@ from .accepting.farewells import Farewells
 from .accepting.limits import Limits
 from .accepting.loop import Loops
 from .accepting.one_cpu import OneCpu
+from .clients.broadcast import Broadcasts
 from .clients.client import Client
 from .clients.deadlines import Deadlines
 from .clients.period import Period
@@ -44,7 +45,9 @@ class ServerState:
         self.offloads = Offloads(self.registry.lock, self.registry.notify_if_awaited)
         self.deadlines = Deadlines(self.registry)
         self.kernel_timeouts = KernelTimeouts()
+        self.broadcasts = Broadcasts(self.threads, self.kernel_timeouts)
         self.stopping = Stopping(self.registry, self.threads, self.loops, self.offloads, self.deadlines)
+        self.stopping.when_forced = self.broadcasts.end
         self.failures = AcceptFailures()
         self.acceptor: Acceptor | None = None  # for the listener, if a quick one will do
         self.certificates = Certificates()

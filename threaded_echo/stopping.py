@@ -75,6 +75,7 @@ class Stopping:
         self._given_up: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._left_waiting: set[Client] = set()  # given up without a thread, as a program's executor has none for them
         self.period = Period()  # a new one when serving begins again
+        self.when_forced: Callable[[], object] = lambda: None  # called when nothing more is sent to clients
 
     def begin_serving(self, loop: Loop, fileno: Callable[[], int]) -> bool:
         """List a loop, after a stop that is in progress; False if a stop has asked to end this one.
@@ -197,6 +198,7 @@ class Stopping:
                 self._drain(stop, inside)
             self.period.force()  # or a later call would start a worker again
             self._offloads.close()
+            self.when_forced()
             self._join(stop)
             self._close(stop)
             report = self._report(stop, inside, log=True)

@@ -18,12 +18,18 @@ from ..transport.credentials import Credentials
 from ..transport.kernel_timeouts import has_send_timed_out
 from ..transport.tcp_info import has_ended_its_stream
 from ..transport.tls import TLSDetails
+from .backlog import Offer
 from .connection import Connection
 from .period import Period
 
 _LAST = ("disconnecting", "gone")
+_SERVED = ("serving", "computing")
 _NEVER = float("-inf")
 _RLock = type(threading.RLock())  # the class itself: threading.RLock is a function that calls it
+
+LINGER = 5.0
+"""Seconds for which a handler's thread that is done sends what is queued for its client. In a stop that goes on until
+the connection is cut."""
 
 
 class Activity:
@@ -52,7 +58,8 @@ class Client:
       ``"handshake"``, if that of TLS or the PROXY header has failed or was not done in time; ``"limit"``, if
       ``max_clients`` are there already; ``"host limit"``, if its host has ``max_clients_per_host``; ``"thread"``, if no
       thread could be started;
-      ``"idle"``, ``"lifetime"`` and ``"send"``, if the time of the option of that name was up.
+      ``"idle"``, ``"lifetime"`` and ``"send"``, if the time of the option of that name was up; ``"send"``, too, if too
+      much of what was broadcast waited for it.
 
     *Thread safety*: every attribute and method may be used from any thread, also after the client has gone.
     """
@@ -152,7 +159,8 @@ class Client:
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like), and return when the kernel has taken it.
 
-        Blocks while the client reads nothing. Raises OSError, in most cases a ConnectionError, if the client has gone
+        What was broadcast before, and waits, goes first. Blocks while the client reads nothing. Raises TypeError if it
+        is not bytes-like; OSError, in most cases a ConnectionError, if the client has gone
         or goes meanwhile, or if its TLS handshake is not done yet; a TimeoutError if it takes nothing for
         ``send_timeout`` seconds, which disconnects it. After a send that has failed, which may have sent a part of its
         message, every later one raises, too. *Thread safety*: any thread; whole sends never interleave.
@@ -251,15 +259,22 @@ class Client:
 
     def _end(self) -> bool:
         """Note that the client has gone: its connection is about to be closed. False if it had gone already."""
-        self._connection.end_sends()
-        with self._lock:
-            if self._phase == "gone":
-                return False
-            self._connection.release_locked()
-            self._phase = "gone"
-            self.thread = None
-            self._outcome = self._outcome or "finished"
-            self._ended = time.monotonic()
+        connection = self._connection
+        holds = connection.hold_sends()
+        try:
+            with self._lock:
+                if self._phase == "gone":
+                    return False
+                backlog = connection.release_locked()
+                self._phase = "gone"
+                self.thread = None
+                self._outcome = self._outcome or "finished"
+                self._ended = time.monotonic()
+        finally:
+            if holds:
+                connection.sending.release()
+        if backlog is not None:
+            backlog.tell_sender()
         return True
 
     def _observe(self) -> Activity:
@@ -268,6 +283,45 @@ class Client:
             if self._activity is None:
                 self._activity = Activity()
             return self._activity
+
+    # What is sent without waiting.
+
+    def _offer(self, data: bytes, queues: bool) -> Offer:
+        """Send ``data`` at once, or queue what has to wait: SENT, WAITS or MISSED. Never waits.
+
+        ``queues``: queue it, too, if another thread is sending; else that is BUSY.
+        """
+        if self._phase not in _SERVED:
+            return Offer.MISSED
+        try:
+            outcome = self._connection.offer(data)
+        except (OSError, ValueError) as error:  # ValueError: of a descriptor that the handler has closed
+            self._cut_if_send_timed_out(error)
+            return Offer.MISSED
+        if outcome is Offer.BUSY and queues:
+            outcome = self._connection.queue(data)
+        if outcome is Offer.FULL:
+            self._cut("send")
+            return Offer.MISSED
+        return outcome
+
+    def _go_on(self) -> Offer:
+        """Send what is queued as far as that goes at once; SENT if nothing is left, or nothing can be sent."""
+        try:
+            return self._connection.go_on()
+        except (OSError, ValueError) as error:
+            self._cut_if_send_timed_out(error)
+            return Offer.SENT
+
+    def _finish_sending(self) -> None:
+        """Send what is queued: the handler is done, and the thread that has served the client may wait."""
+        period = self._period
+        if self._phase in _LAST:
+            return
+        try:
+            self._connection.finish(0.0 if period.forced else None if period.is_stopping() else LINGER)
+        except (OSError, ValueError) as error:
+            self._cut_if_send_timed_out(error)
 
     # What the server reads.
 

@@ -4,8 +4,14 @@ Guarantees:
 
 - The thread that serves or refuses a client closes its connection. Whatever another thread does to a connection affects
   that connection or nothing, even if its descriptor has been given to a new connection meanwhile (see
-  `Connection.shut` and `Connection.end_sends`).
+  `Connection.shut` and `Connection.hold_sends`).
 - Whole sends never interleave, and after one that has failed, perhaps in the middle, every later one raises.
+- Who holds `sending` is the only one who sends. What could not be sent without waiting is queued (see `broadcast`), and
+  whoever sends next, sends that first: a message is never sent in the middle of another one.
+- An ordinary send pays nothing for that: the one attribute that it looks at says that nothing can be sent, or what is
+  to go first. Each change of it is made with the client's lock held. A send that has just begun may miss a change by
+  which a whole message was queued, and then goes ahead of that; it cannot miss the rest of one that was sent in part,
+  since who has queued that held `sending`.
 
 Order of locks: `sending`, then the client's lock. Neither is held together with the server's lock.
 """
@@ -15,17 +21,24 @@ import errno
 import os
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
 from ..transport import tls
+from ..transport.at_once import can_send_at_once, is_behind, send_at_once
 from ..transport.credentials import Credentials, read_credentials
+from ..transport.deadline import Deadline, wait_for
 from ..transport.listeners import is_same_peer
 from ..transport.tcp_info import Traffic, read_traffic
-
+from .backlog import Backlog, Offer
 
 _HANDSHAKE = "its TLS handshake is not done yet"
 _HEADER = "its PROXY header has not come yet"
+_GONE = "the client has gone"
+
+_TURN = 64  # pieces of a queue that are sent before other clients have their turn
+_PAUSE = 0.02  # seconds, if there is room and nothing can be sent: TLS may wait for something else
 
 # What the kernel reports if a peer has vanished from the network, besides the subclasses of ConnectionError.
 _VANISHED = frozenset(getattr(errno, name) for name in ("ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN")
@@ -35,26 +48,27 @@ _VANISHED = frozenset(getattr(errno, name) for name in ("ETIMEDOUT", "EHOSTUNREA
 class Connection:
     """The socket of one client, or whatever the program's ``get_request`` has made of it."""
 
-    __slots__ = ("request", "accepted", "sending", "awaits_header", "_address", "_lock", "_descriptor", "_unsendable",
+    __slots__ = ("request", "accepted", "sending", "awaits_header", "_address", "_lock", "_descriptor", "obstacle",
                  "_final", "seen", "_credentials")
 
     def __init__(self, request: Any, address: Any, lock: threading.RLock) -> None:
         self.request = request  # None after release
         self.accepted = request  # the same, unless a subclass has wrapped it since
         self._address = address
-        self._lock = lock  # guards all fields but _unsendable
+        self._lock = lock  # guards all fields
         self._final: Traffic | None = None
         self.seen: Traffic | None = None  # by `last_traffic`
         self._credentials: Credentials | None = None  # once they have been asked for, or the client has gone
-        self.sending = threading.Lock()  # held during one whole send; guards _unsendable
-        self._unsendable: str | None = None  # why nothing can be sent
+        self.sending = threading.Lock()  # held during one whole send
+        # Why nothing can be sent, or what is to be sent first. None: what is sent goes straight to the socket.
+        self.obstacle: str | Backlog | None = None
         self.awaits_header = False  # a proxy's, to be read by the thread that serves the client
         if type(request) is socket.socket:
             self._descriptor = request.fileno()
         else:
             self._descriptor = _descriptor_of(request)
             if not tls.share(request):
-                self._unsendable = _HANDSHAKE
+                self.obstacle = _HANDSHAKE
 
     def fileno(self) -> int:
         """Return the descriptor; -1 after release, or if the handler has closed or detached its socket."""
@@ -84,25 +98,159 @@ class Connection:
     def send(self, data: Any) -> None:
         """Send all of ``data``. Raises OSError if the connection has ended or ends meanwhile."""
         with self.sending:
-            if self._unsendable is not None:
-                raise ConnectionAbortedError(self._unsendable)
+            if self.obstacle is not None:
+                self._clear_the_way()
             try:
                 self.request.sendall(data)
             except TypeError:  # it is not bytes-like: nothing was sent
                 raise
             except BaseException:  # whatever it is, the client may have received a part of the message
-                self._unsendable = "an earlier send has failed"
+                self._fail()
                 raise
+
+    def _clear_the_way(self) -> None:
+        """Send what is queued, and wait for that. Raises OSError if nothing can be sent. The caller holds `sending`."""
+        with self._lock:
+            backlog = self.obstacle
+            if not isinstance(backlog, Backlog):
+                raise ConnectionAbortedError(backlog)
+            self.obstacle = None  # what is queued from now on may come after the caller's message
+        backlog.tell_sender()
+        try:
+            self.request.sendall(b"".join(backlog.pieces))
+        except BaseException:
+            self._fail()
+            raise
+
+    def _fail(self) -> None:
+        """Allow no more sends: the client may have a part of a message. The caller holds `sending`."""
+        with self._lock:
+            self.obstacle = "an earlier send has failed"
+
+    # Sending without waiting: see `broadcast`.
+
+    def offer(self, data: bytes) -> Offer:
+        """Send ``data`` as far as the kernel takes it at once, and queue the rest; never wait.
+
+        Raises OSError if the connection has ended.
+        """
+        if not self.sending.acquire(blocking=False):
+            return Offer.BUSY
+        try:
+            if self.obstacle is not None:
+                return self.queue(data)
+            request = self.request
+            if type(request) is not socket.socket and not can_send_at_once(request):
+                return Offer.MISSED
+            try:
+                taken = send_at_once(request, data)
+                if taken == len(data) and not is_behind(request):
+                    return Offer.SENT
+                with self._lock:
+                    if self.obstacle is None:
+                        self.obstacle = Backlog()
+                    if not isinstance(self.obstacle, Backlog):
+                        return Offer.MISSED
+                    # Whole messages may have been queued since the look above: they come after this one.
+                    self.obstacle.put_back(memoryview(data)[taken:])
+                return Offer.WAITS
+            except BaseException:
+                self._fail()
+                raise
+        finally:
+            self.sending.release()
+
+    def queue(self, data: bytes) -> Offer:
+        """Queue a whole message."""
+        with self._lock:
+            if self.obstacle is None and can_send_at_once(self.request):
+                self.obstacle = Backlog()
+            if not isinstance(self.obstacle, Backlog):
+                return Offer.MISSED
+            return Offer.WAITS if self.obstacle.add(data) else Offer.FULL
+
+    def backlog(self) -> Backlog | None:
+        """Return what is queued; ``None`` if nothing is."""
+        obstacle = self.obstacle
+        return obstacle if isinstance(obstacle, Backlog) else None
+
+    def go_on(self) -> Offer:
+        """Send what is queued as far as the kernel takes it at once; SENT if nothing is left.
+
+        Raises OSError if the connection has ended.
+        """
+        if self.backlog() is None:  # also if who has taken it over is still sending it
+            return Offer.SENT
+        if not self.sending.acquire(blocking=False):
+            return Offer.BUSY
+        try:
+            return self._go_on()
+        finally:
+            self.sending.release()
+
+    def _go_on(self) -> Offer:
+        """The same; the caller holds `sending`."""
+        outcome = Offer.WAITS
+        for _ in range(_TURN):
+            backlog = self.backlog()
+            if backlog is None:  # a send has taken it over, or the client has gone
+                return Offer.SENT
+            try:
+                first = backlog.first()
+                taken = send_at_once(self.request, first)
+                with self._lock:
+                    is_empty = backlog.take(taken)
+                    if is_empty and self.obstacle is backlog and not is_behind(self.request):
+                        self.obstacle = None
+                        return Offer.SENT
+            except BaseException:
+                self._fail()
+                raise
+            outcome = Offer.MOVED if taken else outcome
+            if taken < len(first) or is_empty:
+                break
+        return outcome
+
+    def finish(self, seconds: float | None) -> None:
+        """Send what is queued, and wait for that, but at most for so long; ``None``: until the connection is cut.
+
+        The thread that serves the client calls it. Raises OSError if the connection has ended.
+        """
+        backlog = self.backlog()
+        if backlog is not None:
+            self._finish(Deadline(seconds))
+            if self.obstacle is not backlog:
+                backlog.tell_sender()
+
+    def _finish(self, deadline: Deadline) -> None:
+        while True:
+            remaining = deadline.remaining()
+            if not self.sending.acquire(timeout=-1 if remaining is None else remaining):
+                return
+            try:
+                outcome = self._go_on()
+            finally:
+                self.sending.release()
+            remaining = deadline.remaining()
+            if outcome is Offer.SENT or remaining == 0.0 or not wait_for(self.request, remaining, to_send=True):
+                return
+            if outcome is Offer.WAITS:
+                time.sleep(_PAUSE)  # else this might do nothing but look
+
+    def duplicate(self) -> int:
+        """Return a descriptor of the caller's own, to wait with until the client can be sent to. Raises OSError."""
+        with self._lock:
+            return socket.dup(self.fileno())
 
     def await_header(self) -> None:
         """Allow no sends until the PROXY header has come. Called before any other thread knows of the connection."""
         self.awaits_header = True
-        self._unsendable = _HEADER
+        self.obstacle = _HEADER
 
     def allow_sending(self) -> None:
         """Allow sends from now on, since the header has come and the handshake is done."""
-        if self._unsendable is _HANDSHAKE or self._unsendable is _HEADER:
-            self._unsendable = None
+        if self.obstacle is _HANDSHAKE or self.obstacle is _HEADER:  # so nothing can be queued, and nobody changes it
+            self.obstacle = None
 
     def end_tls(self) -> None:
         """Tell the peer by TLS that its stream ends here, unless this is not TLS or something has failed before.
@@ -111,11 +259,13 @@ class Connection:
         """
         request = self.request
         if tls.as_tls(request) is None or not self.sending.acquire(blocking=False):
-            return  # a send that is in the way is about to be cut, see end_sends
+            return  # a send that is in the way is about to be cut, see hold_sends
         try:
-            if self._unsendable in (None, _HANDSHAKE, _HEADER):  # not None: verify_request has refused it
-                self._unsendable = "the client has gone"
-                tls.send_close_notify(request)
+            with self._lock:
+                if self.obstacle not in (None, _HANDSHAKE, _HEADER):  # what has begun can not be ended properly
+                    return
+                self.obstacle = _GONE  # from HANDSHAKE or HEADER: verify_request has refused it
+            tls.send_close_notify(request)
         finally:
             self.sending.release()
 
@@ -166,8 +316,8 @@ class Connection:
         """Take ``request`` as the connection, in place of the one that it was wrapped around."""
         with self._lock:
             if self.request is not None:
-                if not tls.share(request) and self._unsendable is None:
-                    self._unsendable = _HANDSHAKE
+                if not tls.share(request) and not isinstance(self.obstacle, str):
+                    self.obstacle = _HANDSHAKE  # what is queued was for the connection as it was
                 self.request = request
                 self._descriptor = _descriptor_of(request)
 
@@ -187,10 +337,11 @@ class Connection:
             except (OSError, AttributeError):  # AttributeError: a request that is no socket
                 return True
 
-    def release_locked(self) -> None:
+    def release_locked(self) -> Backlog | None:
         """Let go of the socket, which is about to be closed: from here on, no other thread touches it.
 
-        The caller holds the client's lock, and has called `end_sends` before that.
+        Returns what was queued, and is lost. The caller holds the client's lock, and has called `hold_sends` before
+        that.
         """
         if self._descriptor >= 0 and self._final is None:
             self._final = read_traffic(self.request)
@@ -198,18 +349,19 @@ class Connection:
                 self._credentials = self._credentials or read_credentials(self.request)
         self._descriptor = -1
         self.request = None
+        backlog, self.obstacle = self.obstacle, _GONE
+        return backlog if isinstance(backlog, Backlog) else None
 
-    def end_sends(self) -> None:
-        """Make every send fail from now on, and wait until nobody is in the middle of one."""
+    def hold_sends(self) -> bool:
+        """Wait until nobody is in the middle of a send, and hold `sending`; False if there is nothing to hold."""
         if not self.sending.acquire(blocking=False):
             # Another thread is in the middle of a send, perhaps for ever: make it fail. If its descriptor were closed
             # under it, the send could go on in another client's connection.
             if self.is_taken_over():
-                return  # closed by its handler: the send holds nothing, and nothing would end it
+                return False  # closed by its handler: the send holds nothing, and nothing would end it
             self.shut(socket.SHUT_RDWR)
             self.sending.acquire()
-        self._unsendable = "the client has gone"
-        self.sending.release()
+        return True
 
 
 def _descriptor_of(request: Any) -> int:

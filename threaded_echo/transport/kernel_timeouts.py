@@ -37,12 +37,15 @@ class KernelTimeouts:
     def __init__(self) -> None:
         self.set_on_each: Callable[[Any], None] | None = None
         """Called with each connection as it is accepted; ``None`` if there is nothing to set."""
+        self.send_timeout: float | None = None
+        """The one that was set up last."""
         self._listeners: list[ListenerTimeouts] = []
 
     def set_up(self, listeners: list[Any], keepalive: float | None, send_timeout: float | None) -> None:
         """Set the time-outs on each listener: see `ListenerTimeouts.set_up`."""
         while len(self._listeners) < len(listeners):
             self._listeners.append(ListenerTimeouts())
+        self.send_timeout = send_timeout
         self.set_on_each = None
         for timeouts, listener in zip(self._listeners, listeners, strict=False):
             timeouts.set_up(listener, keepalive, send_timeout)
@@ -130,6 +133,18 @@ def _limit_sends(connection: socket.socket, seconds: float) -> None:
         return
     microseconds = max(1, int(seconds % 1 * 1_000_000))  # 0 and 0 would be: no limit
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), microseconds))
+
+
+def has_stalled(connection: object, seconds: float) -> bool:
+    """Return whether a connection that has no room has taken nothing for ``seconds``, as far as the kernel can tell.
+
+    If it cannot, the answer is yes: the caller has seen no room for so long. The kernel sees progress before that.
+    """
+    try:
+        stall = read_stall(connection) if isinstance(connection, socket.socket) else None
+    except OSError:  # no TCP, or closed meanwhile
+        return True
+    return stall is None or stall >= seconds
 
 
 def has_send_timed_out(connection: object, error: BaseException | None) -> bool:

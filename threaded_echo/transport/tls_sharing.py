@@ -8,7 +8,8 @@ Guarantees:
 
 - One thread at a time is in OpenSSL for a connection, and none waits for the peer there: the descriptor does not block,
   and who has to wait does so outside. Whoever asks for the socket's time-out is told the one that was set.
-- What one call of ``send`` has begun is not mixed with another's: OpenSSL wants to go on with the same bytes.
+- What one call of ``send`` has begun is not mixed with another's: OpenSSL wants to go on with the same bytes. A record
+  that ``send_at_once`` had to leave in its middle goes ahead of whatever is sent next, by whomever.
 - As soon as TLS has ended, by ``unwrap``, the socket is an ordinary one. ``shutdown`` does not end TLS, as Python's own
   does: what another thread sends after a ``shutdown(SHUT_RD)`` would go out in the clear.
 
@@ -56,6 +57,7 @@ class SharedTLSSocket(ssl.SSLSocket):
     _using: threading.RLock  # held while OpenSSL does something for the connection, and while its time-out is changed
     _sending: threading.RLock  # held during one send, which may have to wait in its middle
     _room = 0  # bytes that may be sent before the kernel is asked again whether it has room; guarded by _sending
+    begun: bytes | memoryview | None = None  # what send_at_once had to leave in its middle; guarded by _sending
     _timeout: float | None  # what was set; while it is TLS, the descriptor's own is 0
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
@@ -76,6 +78,9 @@ class SharedTLSSocket(ssl.SSLSocket):
                 raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "another thread is sending")
             raise TimeoutError("The write operation timed out")
         try:
+            if self.begun is not None:
+                self._do(self._send, (self.begun, 0), timeout != 0, True)
+                self.begun = None
             if type(data) is not bytes or len(data) > _RECORD:
                 data = memoryview(data).cast("B")[:_RECORD]
             self._room -= len(data) + _OVERHEAD
@@ -83,6 +88,34 @@ class SharedTLSSocket(ssl.SSLSocket):
             if asks:
                 self._room = _RECORD
             return int(self._do(self._send, (data, flags), asks and timeout != 0, True))
+        finally:
+            self._sending.release()
+
+    def send_at_once(self, data: bytes | memoryview) -> int:
+        """Send what there is room for without waiting, whatever the time-out; return how many bytes that were.
+
+        A record that is begun counts, though its rest may be still to go out (``begun``): any later send does that
+        first, and so does a call of this without data.
+        """
+        if not self._sending.acquire(blocking=False):
+            return 0
+        try:
+            taken = 0
+            while self.begun is not None or taken < len(data):
+                if not wait_for(self, 0.0, to_send=True):
+                    break
+                self._room = 0
+                record = data[taken:taken + _RECORD] if self.begun is None else self.begun
+                taken += len(record) if self.begun is None else 0
+                self.begun = record
+                try:
+                    with self._using:
+                        self._check_attached()
+                        self._send(record, 0)
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    break
+                self.begun = None
+            return taken
         finally:
             self._sending.release()
 
