@@ -55,7 +55,7 @@ class Backlog:
         return self.pieces[0] if self.pieces else b""
 
     def tell_sender(self) -> None:
-        """Have the sender forget the client, if it knows of it. Called with no lock but `sending` held."""
+        """Have the sender forget the client, if it knows of it. Takes no lock but that of a `Waker`."""
         if self.look_again is not None:
             self.look_again()
 

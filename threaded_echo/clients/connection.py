@@ -125,7 +125,9 @@ class Connection:
     def _fail(self) -> None:
         """Allow no more sends: the client may have a part of a message. The caller holds `sending`."""
         with self._lock:
-            self.obstacle = "an earlier send has failed"
+            backlog, self.obstacle = self.backlog(), "an earlier send has failed"
+        if backlog is not None:
+            backlog.tell_sender()
 
     # Sending without waiting: see `broadcast`.
 
@@ -317,7 +319,9 @@ class Connection:
         with self._lock:
             if self.request is not None:
                 if not tls.share(request) and not isinstance(self.obstacle, str):
-                    self.obstacle = _HANDSHAKE  # what is queued was for the connection as it was
+                    backlog, self.obstacle = self.backlog(), _HANDSHAKE
+                    if backlog is not None:  # it was for the connection as it was
+                        backlog.tell_sender()
                 self.request = request
                 self._descriptor = _descriptor_of(request)
 

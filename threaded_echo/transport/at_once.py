@@ -39,7 +39,7 @@ def send_at_once(connection: Any, data: bytes | memoryview) -> int:
 
     Raises OSError if the connection has ended. The caller is the only one who sends; see also `is_behind`.
     """
-    if type(connection) is not socket.socket and tls.as_tls(connection) is not None:
+    if type(connection) is not socket.socket and getattr(connection, "_sslobj", None) is not None:  # else TLS has ended
         taken: int = connection.send_at_once(data)
         return taken
     return _send_plain_at_once(connection, data)

@@ -139,6 +139,7 @@ class SharedTLSSocket(ssl.SSLSocket):
     def unwrap(self) -> Any:
         """End TLS, as `ssl.SSLSocket.unwrap`."""
         plain = self._do(super().unwrap)
+        self.begun = None
         self.settimeout(self._timeout)
         return plain
 

@@ -1,0 +1,213 @@
+"""The thread that sends what waits: what it waits for, and what becomes of a client for which it waits in vain."""
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from threaded_echo import ClientHandler, ThreadedUnixStreamServer
+from threaded_echo.clients import broadcast
+from threaded_echo.clients.backlog import Offer
+from threaded_echo.clients.broadcast import Broadcasts, Sender
+from threaded_echo.clients.connection import Connection
+from threaded_echo.clients.period import Period
+from threaded_echo.clients.registry import HandlerRegistry
+from threaded_echo.clients.threads import HandlerThreads
+from threaded_echo.transport.kernel_timeouts import KernelTimeouts
+
+from ..conftest import LOOPBACK
+from ..tools import Gate, receive, receive_all, until, wait_until
+from .slow import PIECE, SMALL, connect_slowly, hold_little, waiting
+
+
+class Quiet(ClientHandler):
+    """Receives, and sends nothing."""
+
+
+@contextmanager
+def slow_client():
+    """Make the parts of a server with one slow client, whose sender is the test's to run; yield them and the client."""
+    parts = Broadcasts(HandlerThreads(HandlerRegistry()), KernelTimeouts())
+    with socket.create_server(LOOPBACK) as listener, socket.socket() as outer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+        outer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+        outer.settimeout(20)
+        outer.connect(listener.getsockname())
+        request, address = listener.accept()
+        with request:
+            client = parts._registry.add(request, address, Period())
+            client._begin(threading.current_thread(), "serving")
+            parts.sender = sender = Sender(parts)
+            now = [100.0]
+            parts.clock = lambda: now[0]
+            assert parts.send_to_all(PIECE) == ()
+            sender._go_on(sender._added.popleft())
+            try:
+                yield sender, client, outer, now
+            finally:
+                client._end()
+                sender._ends = True
+                sender.run()
+
+
+def test_client_that_takes_nothing_for_the_send_timeout_is_disconnected(monkeypatch):
+    """The sender wakes at that time, and not before."""
+    with slow_client() as (sender, client, outer, now):
+        sender._broadcasts.timeouts.send_timeout = 3.0
+        assert sender._patience() == 3.0
+        now[0] += 2
+        assert sender._patience() == 1.0
+        sender._end_late(now[0])
+        assert client.reason is None
+        now[0] += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "go_on", lambda connection: Offer.WAITS)
+            patch.setattr(broadcast, "has_stalled", lambda connection, seconds: seconds == 3.0)  # no time has passed
+            sender._end_late(now[0])
+        assert client.reason == "send" and sender._patience() == 3.0
+
+
+def test_client_that_the_kernel_sees_take_something_is_not_late(monkeypatch):
+    """It reads slowly, so that there is no room for long."""
+    with slow_client() as (sender, client, outer, now):
+        sender._broadcasts.timeouts.send_timeout = 3.0
+        now[0] += 3
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "go_on", lambda connection: Offer.WAITS)
+            sender._end_late(now[0])  # by the kernel's clock, no time has passed
+        assert client.reason is None and sender._patience() == 3.0
+
+
+def test_client_that_takes_a_part_has_its_time_anew():
+    """As soon as there is room, the sender sends."""
+    with slow_client() as (sender, client, outer, now):
+        sender._broadcasts.timeouts.send_timeout = 3.0
+        before = waiting(client)
+        now[0] += 2
+        until(lambda: outer.recv(65536) and sender._wait() and waiting(client) < before)
+        assert sender._patience() == 3.0
+        sender._end_late(now[0] + 2)
+        assert client.reason is None
+
+
+def test_client_to_whom_another_thread_sends_is_tried_again_a_little_later():
+    """There is room, so that waiting for room would be no waiting."""
+    with slow_client() as (sender, client, outer, now):
+        with client._connection.sending:
+            sender._go_on(client, has_room=True)
+            assert sender._patience() == pytest.approx(broadcast.PAUSE) and not sender._descriptors
+            sender._go_on(client)
+            assert not sender._descriptors, "it is still paused"
+        now[0] += broadcast.PAUSE
+        sender.look_at(client)  # whatever wakes it
+        assert sender._wait()
+        assert sender._descriptors and sender._patience() == broadcast.STAY
+
+
+def test_client_whose_queue_is_taken_over_is_forgotten():
+    """Nobody waits for it any more, nor keeps its connection open."""
+    with slow_client() as (sender, client, outer, now):
+        receiving = threading.Thread(target=receive, args=[outer, len(PIECE) + 1])
+        receiving.start()
+        client.send(b"x")
+        receiving.join()
+        assert sender._added
+        sender._go_on(sender._added.popleft())
+        assert not sender._since and not sender._descriptors
+
+
+def test_client_that_is_cut_is_forgotten():
+    """Its error ends the waiting for room."""
+    with slow_client() as (sender, client, outer, now):
+        client.disconnect()
+        assert sender._wait()
+        assert not sender._since and client.reason == "disconnect"
+        assert sender._broadcasts.send_to_all(b"x") == (1,)
+
+
+def test_client_is_tried_from_time_to_time_when_descriptors_have_run_out(monkeypatch):
+    """It needs one to wait with."""
+    def fail(connection):
+        raise OSError(24, "Too many open files")
+
+    with slow_client() as (sender, client, outer, now):
+        sender._forget_descriptor(client)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "duplicate", fail)
+            sender._go_on(client)
+        assert client in sender._paused
+
+        def refuse(*_):
+            raise OSError(28, "No space left on device")
+
+        del sender._paused[client]
+        with monkeypatch.context() as patch:
+            patch.setattr(sender._selector, "register", refuse)
+            sender._go_on(client)
+        assert client in sender._paused and not sender._descriptors
+
+
+def test_sender_ends_when_nothing_has_waited_for_a_while(serve, monkeypatch):
+    """The next message that has to wait starts another one."""
+    monkeypatch.setattr(broadcast, "STAY", 0.0)
+    server = hold_little(serve(Quiet))
+    with connect_slowly(server) as slow:
+        for _ in range(2):
+            assert server.broadcast(PIECE) == ()
+            assert receive(slow, len(PIECE)) == PIECE
+            until(lambda: server._threaded_state.broadcasts.sender is None)
+
+
+@pytest.mark.parametrize("error, cls, name", [
+    (RuntimeError("can't start new thread"), Sender, "start"), (MemoryError(), Sender, "start"),
+    (OSError(24, "Too many open files"), selectors, "DefaultSelector"),
+    (OSError(24, "Too many open files"), broadcast, "Waker"),
+])
+def test_client_whose_message_cannot_be_sent_on_is_disconnected(serve, monkeypatch, error, cls, name):
+    """There is no thread, or no descriptor, for the sender; the client must not miss a part."""
+    def fail(*_):
+        raise error
+
+    server = hold_little(serve(Quiet))
+    with connect_slowly(server) as slow, monkeypatch.context() as patch:
+        patch.setattr(cls, name, fail)
+        assert server.broadcast(PIECE) == (1,)
+        patch.undo()
+        assert len(receive_all(slow)) < len(PIECE)
+    with connect_slowly(server) as slow:
+        assert server.broadcast(PIECE) == ()
+        assert receive(slow, len(PIECE)) == PIECE
+
+
+def test_unix_client_that_takes_nothing_is_disconnected(tmp_path):
+    """The kernel has no time-out for that which the sender could leave it to."""
+    gate, reasons = Gate(), []
+
+    class Server(ThreadedUnixStreamServer):
+        """Says why a client was disconnected."""
+
+        def client_disconnected(self, client):
+            """Note it."""
+            reasons.append(client.reason)
+
+    with Server(str(tmp_path / "socket"), gate.handler, send_timeout=0.1).start() as server:
+        with connect_slowly(hold_little(server)) as slow:
+            wait_until(gate.entered)
+            assert server.broadcast(PIECE * 3) == ()
+            until(lambda: server.clients[1].state == "disconnecting")
+            gate.release.set()
+            assert len(receive_all(slow)) < 3 * len(PIECE)
+    assert reasons == ["send"]
+
+
+def test_tcp_client_that_takes_nothing_is_disconnected(serve):
+    """The kernel's time-out ends its connection."""
+    server = hold_little(serve(Quiet, send_timeout=0.2))
+    with connect_slowly(server):
+        client = server.clients[1]
+        assert server.broadcast(PIECE) == ()
+        until(lambda: client.state == "gone")
+    assert client.reason == "send"
