@@ -120,6 +120,7 @@ def test_client_for_which_too_much_waits_is_disconnected(serve, caplog):
         assert server.broadcast(b"y") in ((1,), ())  # it may have gone already
         until(lambda: client.state == "gone")
         assert b"x" not in receive_all(slow)
+    server.stop()
     assert [record.getMessage() for record in caplog.records] == [
         "client 1 was disconnected: it did not take what was sent to it"]
     assert server.stats().disconnected == {"send": 1} and server.stats().failed == 0
