@@ -15,8 +15,9 @@ Each client has a number and a thread of its own, so that a handler is plain blo
 *Servers.* `ThreadedTCPServer` and `ThreadedUnixStreamServer` take the options as keywords. `ThreadedMixIn` upgrades any
 server class that is built on socketserver: ``class Server(ThreadedMixIn, http.server.ThreadingHTTPServer)``. Its help
 documents the options. ``start()`` serves in a background thread, ``run()`` until a signal; ``clients`` maps the numbers
-of the live clients to `Client` objects, and ``stats()`` returns a `ServerStats`. ``dump()`` tells what each client is
-doing, and ``dump_on_signal()`` has that logged on a signal.
+of the live clients to `Client` objects, ``stats()`` returns a `ServerStats`, and ``broadcast(data)`` sends to all
+clients without waiting for any. ``dump()`` tells what each client is doing, and ``dump_on_signal()`` has that logged on
+a signal.
 
 *Handlers.* Any handler class written for socketserver runs unchanged. `ClientHandler` processes chunks, `LineHandler`
 lines, and `EchoHandler` sends back what comes. Other handlers find their client with `current_client`.
@@ -36,8 +37,8 @@ while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or 
 iterates over what a generator function yields there. `WorkerProcesses` are prepared by an initializer.
 
 *Watching.* The package logs to the logger ``threaded_echo``; its records have the fields ``client``, ``address`` and
-``event``. `threaded_echo.observe.metrics.ServerCollector` has the counts for Prometheus;
-``server.dump()`` says what every live client is doing, and ``--live`` shows a table of them.
+``event``. `threaded_echo.observe.metrics.ServerCollector` has the counts for Prometheus, and ``--live`` of the
+command a table of the clients.
 
 *Tests.* The pytest fixture ``threaded_server`` serves during a test, and checks what became of the handlers. Its
 ``record`` is a handler that replies from a script: see ``threaded_echo.testing``.

@@ -18,8 +18,8 @@ from .measure import C_SERVER, HERE, Step, Table, Where, compiled
 from .peers import PEERS
 
 BENCHMARKS = {
-    "connections": loads.connections, "pingpong": loads.pingpong, "lines": loads.lines, "many": standing.many,
-    "idle": standing.idle, "cost": loads.cost, "options": loads.options, "live": loads.live,
+    "connections": loads.connections, "pingpong": loads.pingpong, "lines": loads.lines, "chat": loads.chat,
+    "many": standing.many, "idle": standing.idle, "cost": loads.cost, "options": loads.options, "live": loads.live,
     "offload": computing.offload, "beside": beside.beside, "calls": worker_calls.calls,
     "sharing": worker_calls.sharing,
 }

@@ -6,6 +6,9 @@
  *   load PORT mixed    HEAVY SECONDS                   one client sends "light", and after its echo rests a millisecond;
  *                                                      HEAVY clients send "heavy", which the server takes time to echo.
  *                                                      The times are the light client's, the jobs the heavy ones'
+ *   load PORT chat     CLIENTS SECONDS SIZE SPEAKERS   the server sends each line to all clients; a speaker (26 at most)
+ *                                                      says the next one when it has its own back, which is timed.
+ *                                                      "delivered" are the lines that all clients have received
  *
  * Clients come from 127.0.0.2 to 127.0.0.251, since one address has some 28,000 ports, and a closed connection keeps its
  * port for a minute. A run that an error disturbs says so in "errors".
@@ -24,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ADDRESSES = 250, EVENTS = 256 };
+enum { ADDRESSES = 250, EVENTS = 256, SINK = 65536 };
 static const double GRACE = 5; /* seconds after the end for a run that has got stuck */
 static const int64_t REST = 1000000, NEVER = INT64_MAX; /* ns */
 static const char LIGHT[] = "light\n", HEAVY[] = "heavy\n"; /* as long as each other */
@@ -220,34 +223,86 @@ static size_t mix(int heavy, double seconds) {
     return jobs;
 }
 
+/* Returns how many lines are delivered in time. That begins when every client has received something. */
+static size_t talk(int count, int speakers, double seconds) {
+    struct client *clients = calloc(count, sizeof *clients);
+    int unreached = count;
+    size_t delivered = 0; /* bytes */
+    int64_t end = NEVER, stuck = now() + (int64_t)(2 * GRACE * 1e9), at;
+    char *lines = malloc(speakers * size);
+    for (int i = 0; i < count; i++) {
+        if (i < speakers) {
+            clients[i].message = memset(lines + i * size, 'a' + i, size);
+            lines[(i + 1) * size - 1] = '\n';
+        }
+        open_client(clients + i);
+        if (i >= speakers) clients[i].sent = size; /* nothing to say */
+    }
+    while ((at = now()) < end) {
+        struct epoll_event events[EVENTS];
+        int n = epoll_wait(epoll, events, EVENTS, 100);
+        if (n < 0 && errno != EINTR) fail("epoll_wait");
+        if (at > stuck) return errors++, delivered / size;
+        for (int i = 0; i < n; i++) {
+            struct client *c = events[i].data.ptr;
+            int speaks = c - clients < speakers, hears_itself = 0;
+            if (events[i].events & EPOLLOUT && send_more(c)) return errors++, delivered / size;
+            if (!(events[i].events & ~EPOLLOUT)) continue;
+            ssize_t got = recv(c->socket, sink, SINK, 0);
+            if (got < 0 && errno == EAGAIN) continue;
+            if (got <= 0) return errors++, delivered / size;
+            if (!c->received && !--unreached) {
+                delivered = taken = 0;
+                end = now() + (int64_t)(seconds * 1e9);
+                stuck = end + (int64_t)(GRACE * 1e9);
+            }
+            /* All lines are equally long, and consist of their speaker's letter. */
+            for (size_t next = (size - c->received % size) % size; speaks && next < (size_t)got; next += size)
+                hears_itself |= sink[next] == c->message[0];
+            c->received += got;
+            delivered += got;
+            if (hears_itself) {
+                take(now() - c->started);
+                c->sent = 0;
+                c->started = now();
+                if (send_more(c)) return errors++, delivered / size;
+            }
+        }
+    }
+    return delivered / size;
+}
+
 int main(int argc, char **argv) {
     if (argc < 4) return fprintf(stderr, "usage: see the top of load.c\n"), 2;
     port = atoi(argv[1]);
     int connects = !strcmp(argv[2], "connect"), holds = !strcmp(argv[2], "hold"), mixes = !strcmp(argv[2], "mixed");
-    if (argc < (holds ? 4 : mixes ? 5 : 6)) return fprintf(stderr, "usage: see the top of load.c\n"), 2;
+    int talks = !strcmp(argv[2], "chat");
+    if (argc < (holds ? 4 : mixes ? 5 : talks ? 7 : 6)) return fprintf(stderr, "usage: see the top of load.c\n"), 2;
     int count = atoi(argv[3]);
     double seconds = holds ? 60 : atof(argv[4]);
     if (mixes) size = strlen(LIGHT);
     else if (!holds) size = strtoul(argv[5], NULL, 10);
-    size_t lines = argc > 6 && !connects ? strtoul(argv[6], NULL, 10) : 1;
+    size_t lines = argc > 6 && !connects && !talks ? strtoul(argv[6], NULL, 10) : 1;
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
     message = malloc(size);
-    sink = malloc(size);
+    sink = malloc(size > SINK ? size : SINK);
     memset(message, 'x', size);
     for (size_t line = 1; line <= lines; line++) message[size * line / lines - 1] = '\n';
     epoll = epoll_create1(0);
     int64_t began = now();
-    size_t jobs = 0;
-    if (mixes) {
+    size_t jobs = 0, delivered = 0;
+    if (talks) {
+        delivered = talk(count, atoi(argv[6]), seconds);
+    } else if (mixes) {
         setpriority(PRIO_PROCESS, 0, NICENESS); /* refused to most users, who then go without */
         jobs = mix(count, seconds);
     } else {
         repeat(count, seconds, connects, holds);
     }
-    double took = (now() - began) / 1e9, measured = mixes ? seconds : took;
+    double took = (now() - began) / 1e9, measured = mixes || talks ? seconds : took;
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     double cpu = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
@@ -257,6 +312,7 @@ int main(int argc, char **argv) {
            "\"load_cpu\": %.3f",
            rounds, measured, errors, percentile(.5), percentile(.99), percentile(1), cpu / took);
     if (mixes) printf(", \"jobs\": %zu, \"nice\": %d", jobs, getpriority(PRIO_PROCESS, 0));
+    if (talks) printf(", \"delivered\": %zu", delivered);
     puts("}");
     fflush(stdout);
     if (holds) {

@@ -1,8 +1,8 @@
-"""The benchmarks that are a load on each peer: connections, ping-pong, lines, and the cost of the registry."""
+"""The benchmarks that are a load on each peer: connections, ping-pong, lines, a chat, and the cost of the registry."""
 from __future__ import annotations
 
 from .measure import C_SERVER, Step, Table, Where, one
-from .peers import OPTIONS, SAME_BUFFER, SHOWN
+from .peers import ONE_CPU, OPTIONS, SAME_BUFFER, SHOWN
 
 COLUMNS = ("switches_a_round", "p50_us", "p99_us", "load_cpu")
 
@@ -32,6 +32,15 @@ def lines(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[S
     return table, [one(table, f"{clients} clients, {count} line{'s' * (count > 1)} of {size} B", peer, "lines",
                        ("pingpong", clients, seconds, size * count, count), where)
                    for clients, count, size in loads for peer in wanted]
+
+
+def chat(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:
+    """Lines of 64 bytes to each of 1,000 clients, of whom 1, or 8, speak. The times are until they have their own back.
+    """
+    table = Table("chat", "Chat", "delivered_per_second", "lines delivered a second", COLUMNS, base="asyncio streams")
+    wanted = [peer for peer in peers if peer in ("stock", "threaded_echo", ONE_CPU) or peer.endswith("streams")]
+    return table, [one(table, f"1,000 clients, {speakers} speak{'s' * (speakers == 1)}", peer, "chat",
+                       ("chat", 1000, seconds, 64, speakers), where) for speakers in (1, 8) for peer in wanted]
 
 
 def options(peers: list[str], seconds: float, where: Where) -> tuple[Table, list[Step]]:

@@ -210,14 +210,15 @@ def program(where: Where, name: str, *arguments: str) -> Iterator[str]:
 
 
 def load(port: int, *arguments: object) -> dict[str, float]:
-    """Run the load generator to its end, and return its figures with the rounds a second, and the jobs if any."""
+    """Run the load generator to its end, and return its figures; the rounds, and jobs or deliveries, also a second."""
     command = [compiled("load"), str(port), *map(str, arguments)]
     figures: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     if figures["errors"]:
         print(f"\n  {figures['errors']:.0f} errors under {' '.join(map(str, arguments))}", file=sys.stderr)
     figures["per_second"] = figures["rounds"] / figures["seconds"]
-    if "jobs" in figures:
-        figures["jobs_per_second"] = figures["jobs"] / figures["seconds"]
+    for name in ("jobs", "delivered"):
+        if name in figures:
+            figures[f"{name}_per_second"] = figures[name] / figures["seconds"]
     return figures
 
 

@@ -1,8 +1,8 @@
 """The servers that are compared. ``python -m tests.benchmarks.peers NAME BODY`` serves and prints its port.
 
 Every server has the same handler body, as far as its kind allows, and the same backlog. BODY is ``echo``, or ``lines``
-(each line is a message), or ``watched``: echo, while a thread reads ``clients`` and ``stats()`` ten times a second; or
-one of `OPTIONS` or `SHOWN`.
+(each line is a message), or ``chat`` (each line is sent to all clients), or ``watched``: echo, while a thread reads
+``clients`` and ``stats()`` ten times a second; or one of `OPTIONS` or `SHOWN`.
 """
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
+import socket
 import socketserver
 import struct
 import subprocess
@@ -88,6 +90,34 @@ class LinesOurs(LineHandler):
         return line
 
 
+class ChatStock(socketserver.StreamRequestHandler):
+    """A chat as socketserver has it: one client that does not read holds up all."""
+
+    everyone: set[socket.socket] = set()
+    lock = threading.Lock()
+
+    def handle(self) -> None:
+        """Send each line to all."""
+        with self.lock:
+            self.everyone.add(self.request)
+        for line in self.rfile:
+            with self.lock:
+                for other in self.everyone:
+                    other.sendall(line)
+        with self.lock:
+            self.everyone.discard(self.request)
+
+
+class ChatOurs(LineHandler):
+    """A chat as this package has it."""
+
+    server: ThreadedTCPServer
+
+    def process(self, line: bytes) -> None:
+        """Send to all."""
+        self.server.broadcast(line + b"\n")
+
+
 class StockServer(socketserver.ThreadingTCPServer):
     """Stock, but for the backlog: its own 5 would measure retransmissions."""
 
@@ -103,7 +133,7 @@ def announce(where: int | str) -> None:
 
 def stock(body: str) -> None:
     """Serve with the standard library."""
-    server = StockServer(ADDRESS, {"echo": EchoStock, "lines": LinesStock}.get(body, Echo))
+    server = StockServer(ADDRESS, {"echo": EchoStock, "lines": LinesStock, "chat": ChatStock}.get(body, Echo))
     announce(server.server_address[1])
     server.serve_forever()
 
@@ -117,7 +147,8 @@ def ours(body: str, **options: Any) -> None:
     """Serve with this package."""
     if body in SHOWN:
         return shown(*SHOWN[body])
-    handlers = {"echo": EchoOurs, "lines": LinesOurs, **dict.fromkeys(OPTIONS, EchoOurs)}
+    handlers = {"echo": EchoOurs, "lines": LinesOurs, "chat": ChatOurs,
+                **dict.fromkeys(OPTIONS, EchoOurs)}
     server = ThreadedTCPServer(ADDRESS, handlers.get(body, Echo), **options, **OPTIONS.get(body, {}))
     if body == "watched":
         threading.Thread(target=watch, args=[server], daemon=True).start()
@@ -159,8 +190,19 @@ def streams(body: str, loop_factory: Callable[[], asyncio.AbstractEventLoop] | N
             await writer.drain()
         writer.close()
 
+    everyone: set[asyncio.StreamWriter] = set()
+
+    async def chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        everyone.add(writer)
+        while line := await reader.readline():
+            for other in everyone:
+                other.write(line)
+            await writer.drain()
+        everyone.discard(writer)
+        writer.close()
+
     async def main() -> None:
-        server = await asyncio.start_server(echo, *ADDRESS, backlog=BACKLOG)
+        server = await asyncio.start_server(chat if body == "chat" else echo, *ADDRESS, backlog=BACKLOG)
         announce(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
@@ -223,4 +265,5 @@ def installed() -> list[str]:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     PEERS[sys.argv[1]](sys.argv[2])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ..benchmarks.__main__ import BENCHMARKS
-from ..benchmarks.measure import Where
-from ..benchmarks.peers import OPTIONS
+from ..benchmarks.measure import Where, load, server
+from ..benchmarks.peers import OPTIONS, PEERS
 from ..benchmarks.standing import program
 from ..benchmarks.standing_server import BARE
 from ..benchmarks.worker_calls import MEGABYTES
@@ -40,6 +40,20 @@ def test_benchmark_of_the_table_has_pairs_of_rows():
     assert [row.peer for row in table.rows] == ["without it", "with it"]
     assert all(row.figures["errors"] == [0] for row in table.rows)
     assert any(row.figures["per_second"][0] > 0 for row in table.rows)  # a busy machine may leave one of them no time
+
+
+@pytest.mark.parametrize("peer", ["threaded_echo", "stock", "asyncio streams"])
+def test_load_of_a_chat_counts_what_is_delivered(peer):
+    """Each line comes to every client, and a speaker goes on when it has its own back."""
+    with server(peer, "chat", Where()) as served:
+        figures = load(served.port, "chat", 20, 0.5, 64, 2)
+    assert figures["errors"] == 0
+    assert figures["delivered_per_second"] == figures["delivered"] / 0.5 > figures["rounds"] > 0
+
+
+def test_benchmark_of_a_chat_has_a_row_for_each_peer_that_can():
+    """It has no body for the others."""
+    assert len(BENCHMARKS["chat"](list(PEERS), 1.0, Where())[1]) == 2 * 5
 
 
 def test_benchmarks_print_and_keep_their_figures_for_each_place(tmp_path):

@@ -42,17 +42,14 @@ def send_at_once(connection: Any, data: bytes | memoryview) -> int:
     if type(connection) is not socket.socket and getattr(connection, "_sslobj", None) is not None:  # else TLS has ended
         taken: int = connection.send_at_once(data)
         return taken
-    return _send_plain_at_once(connection, data)
-
-
-def _send_plain_at_once(connection: socket.socket, data: bytes | memoryview) -> int:
     # If it has a time-out, Python waits for room that long ahead of its first try, whatever the flag says.
     if (connection.gettimeout() is not None or not _DONTWAIT) and not wait_for(connection, 0.0, to_send=True):
         return 0
     try:
-        return connection.send(data if _DONTWAIT else data[:_SMALL], _DONTWAIT)
+        taken = connection.send(data if _DONTWAIT else data[:_SMALL], _DONTWAIT)
     except BlockingIOError:
         return 0
+    return taken
 
 
 def is_behind(connection: Any) -> bool:
