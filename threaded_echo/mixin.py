@@ -181,7 +181,9 @@ class ThreadedMixIn(AcceptingHooks):
         a class with a ``send`` or ``sendall`` of its own, datagrams, and TLS by an ``sslsocket_class``. That is no
         error, and nothing is raised but TypeError, if ``data`` is not bytes-like, or ``exclude`` names no clients.
 
-        *Thread safety*: any thread, and signal handlers. What one thread sends to a client arrives in order.
+        *Thread safety*: any thread, and signal handlers. What one thread sends to a client arrives in order; but a
+        `LineHandler` sends its replies to lines that have arrived together after the last of them, and so after what it
+        broadcasts to itself meanwhile.
         """
         return ServerState.of(self).broadcasts.send_to_all(data, exclude)
 

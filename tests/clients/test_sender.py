@@ -17,6 +17,7 @@ from threaded_echo.clients.period import Period
 from threaded_echo.clients.registry import HandlerRegistry
 from threaded_echo.clients.threads import HandlerThreads
 from threaded_echo.transport.kernel_timeouts import KernelTimeouts
+from threaded_echo.transport.waker import Waker
 
 from ..conftest import LOOPBACK
 from ..tools import Gate, receive, receive_all, until, wait_until
@@ -78,6 +79,18 @@ def test_client_that_the_kernel_sees_take_something_is_not_late(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "go_on", lambda connection: Offer.WAITS)
             sender._end_late(now[0])  # by the kernel's clock, no time has passed
+        assert client.reason is None and sender._patience() == 3.0
+
+
+def test_client_that_takes_something_at_the_last_moment_is_not_late(monkeypatch):
+    """The sender tries once more before it looks at the kernel's clock."""
+    with slow_client() as (sender, client, outer, now):
+        sender._broadcasts.timeouts.send_timeout = 3.0
+        now[0] += 3
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "go_on", lambda connection: Offer.MOVED)
+            patch.setattr(broadcast, "has_stalled", lambda connection, seconds: True)
+            sender._end_late(now[0])
         assert client.reason is None and sender._patience() == 3.0
 
 
@@ -159,6 +172,23 @@ def test_sender_ends_when_nothing_has_waited_for_a_while(serve, monkeypatch):
             assert server.broadcast(PIECE) == ()
             assert receive(slow, len(PIECE)) == PIECE
             until(lambda: server._threaded_state.broadcasts.sender is None)
+
+
+def test_signal_handler_that_needs_the_sender_while_it_is_made_makes_the_only_one(serve, monkeypatch):
+    """It has interrupted the thread that makes one, and cannot wait for it."""
+    interrupted = []
+
+    def make():
+        if not interrupted:
+            interrupted.append(server.broadcast(b"from a signal handler"))
+        return Waker()
+
+    server = hold_little(serve(Quiet))
+    with connect_slowly(server) as slow:
+        monkeypatch.setattr(broadcast, "Waker", make)
+        assert server.broadcast(PIECE) == () and interrupted == [()]
+        assert len([thread for thread in threading.enumerate() if isinstance(thread, Sender)]) == 1
+        assert receive(slow, len(PIECE) + 21) == PIECE + b"from a signal handler"
 
 
 @pytest.mark.parametrize("error, cls, name", [

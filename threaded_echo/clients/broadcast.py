@@ -70,9 +70,11 @@ class Broadcasts:
             if excluded and (client in excluded or client.number in excluded):
                 continue
             outcome = client._offer(message, queues=False)
+            if outcome is Offer.SENT:
+                continue
             if outcome is Offer.BUSY:
                 busy.append(client)
-            elif outcome is not Offer.SENT and not self._follow(client, outcome):
+            elif not self._follow(client, outcome):
                 missed.append(client.number)
         for client in busy:
             outcome = client._offer(message, queues=True)
@@ -101,9 +103,13 @@ class Broadcasts:
         """Find the sender, or start it; ``None`` if there is no descriptor or no thread for it."""
         if self.sender is None:
             try:
-                sender = self.sender = Sender(self)  # now, so that a stop in a signal handler ends it
+                sender = Sender(self)
             except OSError:
                 return None
+            if self.sender is not None:  # a signal handler has just made one
+                sender.close()
+                return self.sender
+            self.sender = sender  # ahead of its start, so that a stop in a signal handler ends it
             try:
                 sender.start()  # with the lock held; it needs nothing but a thread that has not seen the lock yet
             except (RuntimeError, MemoryError):
@@ -160,9 +166,8 @@ class Sender(threading.Thread):
         """Send, until a stop, or until there is nothing to do."""
         try:
             while self._has_work():
-                with suppress(IndexError):
-                    while True:
-                        self._go_on(self._added.popleft())
+                while self._added:  # nobody else takes from it
+                    self._go_on(self._added.popleft())
                 self._is_idle = not self._wait()
         finally:
             with self._broadcasts.lock:

@@ -298,6 +298,8 @@ class Client:
         except (OSError, ValueError) as error:  # ValueError: of a descriptor that the handler has closed
             self._cut_if_send_timed_out(error)
             return Offer.MISSED
+        if outcome is Offer.SENT:
+            return outcome
         if outcome is Offer.BUSY and queues:
             outcome = self._connection.queue(data)
         if outcome is Offer.FULL:

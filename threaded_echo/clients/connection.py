@@ -149,15 +149,15 @@ class Connection:
                 if taken == len(data) and not is_behind(request):
                     return Offer.SENT
                 with self._lock:
-                    if self.obstacle is None:
-                        self.obstacle = Backlog()
-                    if not isinstance(self.obstacle, Backlog):
+                    backlog = self._find_backlog_locked()
+                    if backlog is None:  # the handler has just wrapped the connection
                         return Offer.MISSED
                     # Whole messages may have been queued since the look above: they come after this one.
-                    self.obstacle.put_back(memoryview(data)[taken:])
+                    backlog.put_back(memoryview(data)[taken:])
                 return Offer.WAITS
-            except BaseException:
-                self._fail()
+            except BaseException as error:
+                if not (isinstance(error, OSError) and type(request) is socket.socket):  # else nothing was sent
+                    self._fail()
                 raise
         finally:
             self.sending.release()
@@ -165,11 +165,17 @@ class Connection:
     def queue(self, data: bytes) -> Offer:
         """Queue a whole message."""
         with self._lock:
-            if self.obstacle is None and can_send_at_once(self.request):
-                self.obstacle = Backlog()
-            if not isinstance(self.obstacle, Backlog):
+            backlog = self._find_backlog_locked()
+            if backlog is None:
                 return Offer.MISSED
-            return Offer.WAITS if self.obstacle.add(data) else Offer.FULL
+            return Offer.WAITS if backlog.add(data) else Offer.FULL
+
+    def _find_backlog_locked(self) -> Backlog | None:
+        """Find the queue, or make it; ``None`` if nothing can be sent."""
+        made = Backlog() if can_send_at_once(self.request) else None
+        if self.obstacle is None:  # no call between this line and the next, in which a signal handler might do the same
+            self.obstacle = made
+        return self.backlog()
 
     def backlog(self) -> Backlog | None:
         """Return what is queued; ``None`` if nothing is."""
@@ -201,15 +207,15 @@ class Connection:
                 first = backlog.first()
                 taken = send_at_once(self.request, first)
                 with self._lock:
-                    is_empty = backlog.take(taken)
-                    if is_empty and self.obstacle is backlog and not is_behind(self.request):
+                    is_empty = backlog.take(taken) and not is_behind(self.request)
+                    if is_empty and self.obstacle is backlog and not backlog.pieces:  # as a signal handler may add one
                         self.obstacle = None
                         return Offer.SENT
             except BaseException:
                 self._fail()
                 raise
             outcome = Offer.MOVED if taken else outcome
-            if taken < len(first) or is_empty:
+            if taken < len(first) or not first:
                 break
         return outcome
 
