@@ -180,7 +180,8 @@ def test_signal_handler_that_needs_the_sender_while_it_is_made_makes_the_only_on
 
     def make():
         if not interrupted:
-            interrupted.append(server.broadcast(b"from a signal handler"))
+            interrupted.append(None)
+            interrupted[0] = server.broadcast(b"from a signal handler")
         return Waker()
 
     server = hold_little(serve(Quiet))
@@ -189,6 +190,16 @@ def test_signal_handler_that_needs_the_sender_while_it_is_made_makes_the_only_on
         assert server.broadcast(PIECE) == () and interrupted == [()]
         assert len([thread for thread in threading.enumerate() if isinstance(thread, Sender)]) == 1
         assert receive(slow, len(PIECE) + 21) == PIECE + b"from a signal handler"
+
+
+def test_sender_that_fails_leaves_room_for_another(monkeypatch):
+    """Whatever that may be, nothing of it stays open."""
+    parts = Broadcasts(HandlerThreads(HandlerRegistry()), KernelTimeouts())
+    parts.sender = sender = Sender(parts)
+    monkeypatch.setattr(sender, "_wait", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sender.run()
+    assert parts.sender is None and sender._waker.fileno() < 0
 
 
 @pytest.mark.parametrize("error, cls, name", [
