@@ -106,10 +106,11 @@ class Broadcasts:
                 sender = Sender(self)
             except OSError:
                 return None
-            if self.sender is not None:  # a signal handler has just made one
+            # In one step, as a signal handler may have made one; ahead of its start, so that a stop in one ends it.
+            found = self.sender = self.sender or sender
+            if found is not sender:
                 sender.close()
-                return self.sender
-            self.sender = sender  # ahead of its start, so that a stop in a signal handler ends it
+                return found
             try:
                 sender.start()  # with the lock held; it needs nothing but a thread that has not seen the lock yet
             except (RuntimeError, MemoryError):

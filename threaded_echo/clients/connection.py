@@ -173,8 +173,7 @@ class Connection:
     def _find_backlog_locked(self) -> Backlog | None:
         """Find the queue, or make it; ``None`` if nothing can be sent."""
         made = Backlog() if can_send_at_once(self.request) else None
-        if self.obstacle is None:  # no call between this line and the next, in which a signal handler might do the same
-            self.obstacle = made
+        self.obstacle = self.obstacle or made  # one step, in which no signal handler can do the same
         return self.backlog()
 
     def backlog(self) -> Backlog | None:
