@@ -14,6 +14,7 @@ from threaded_echo.clients import broadcast, client as client_module
 from threaded_echo.clients.backlog import MOST_WAITING
 
 from ..conftest import LOOPBACK
+from ..overrides import InOwnThread, InPool, InPoolByFinishRequest, OwnAccept, OwnClose, OwnShutdown, OwnThreadBody
 from ..tools import GUARD, Echo, Gate, connect, receive, receive_all, running, subclass, until, wait_until
 from ..transport.test_tls import CERTIFICATE, server_context, wrap_tls
 from .slow import PIECE, connect_slowly, frame, frames, hold_little, waiting
@@ -305,6 +306,17 @@ def test_socket_that_has_a_time_out_is_not_waited_for(serve, timeout):
 def test_handler_that_ends_sends_what_is_queued(serve):
     """The client has ended its stream, and gets what was sent to it before that."""
     server = hold_little(serve(Quiet))
+    with connect_slowly(server) as slow:
+        assert server.broadcast(PIECE) == ()
+        slow.shutdown(socket.SHUT_WR)
+        assert receive_all(slow) == PIECE
+
+
+@pytest.mark.parametrize("override", [InPool, InPoolByFinishRequest, InOwnThread, OwnThreadBody, OwnShutdown, OwnClose,
+                                      OwnAccept])
+def test_hook_that_a_program_overrides_loses_nothing(serve, override):
+    """Whoever closes the connection, what is queued goes out before."""
+    server = hold_little(serve(Quiet, type("Server", (override, ThreadedTCPServer), {})))
     with connect_slowly(server) as slow:
         assert server.broadcast(PIECE) == ()
         slow.shutdown(socket.SHUT_WR)
