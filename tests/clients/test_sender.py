@@ -54,6 +54,18 @@ def slow_client():
                 sender.run()
 
 
+def test_client_whose_handler_has_not_begun_is_not_reached():
+    """It may be refused yet, or have no thread for long."""
+    parts = Broadcasts(HandlerThreads(HandlerRegistry()), KernelTimeouts())
+    request, outer = socket.socketpair()
+    with request, outer:
+        client = parts._registry.add(request, "", Period())
+        assert parts.send_to_all(b"too early") == (1,)
+        client._begin(threading.current_thread(), "serving")
+        assert parts.send_to_all(b"x") == () and outer.recv(100) == b"x"
+        client._end()
+
+
 def test_client_that_takes_nothing_for_the_send_timeout_is_disconnected(monkeypatch):
     """The sender wakes at that time, and not before."""
     with slow_client() as (sender, client, outer, now):
@@ -218,6 +230,7 @@ def test_client_whose_message_cannot_be_sent_on_is_disconnected(serve, monkeypat
         assert server.broadcast(PIECE) == (1,)
         patch.undo()
         assert len(receive_all(slow)) < len(PIECE)
+    until(lambda: not server.clients)
     with connect_slowly(server) as slow:
         assert server.broadcast(PIECE) == ()
         assert receive(slow, len(PIECE)) == PIECE
