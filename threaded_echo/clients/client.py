@@ -57,9 +57,8 @@ class Client:
       ``"disconnect"``, if `disconnect` was called; ``"verify"``, if ``verify_request`` has refused it;
       ``"handshake"``, if that of TLS or the PROXY header has failed or was not done in time; ``"limit"``, if
       ``max_clients`` are there already; ``"host limit"``, if its host has ``max_clients_per_host``; ``"thread"``, if no
-      thread could be started;
-      ``"idle"``, ``"lifetime"`` and ``"send"``, if the time of the option of that name was up; ``"send"``, too, if too
-      much of what was broadcast waited for it.
+      thread could be started; ``"idle"``, ``"lifetime"`` and ``"send"``, if the time of the option of that name (of
+      ``idle_timeout``, ``send_timeout``) was up; ``"send"``, too, if too much of what was broadcast waited for it.
 
     *Thread safety*: every attribute and method may be used from any thread, also after the client has gone.
     """
@@ -159,11 +158,12 @@ class Client:
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like), and return when the kernel has taken it.
 
-        What was broadcast before, and waits, goes first. Blocks while the client reads nothing. Raises TypeError if it
-        is not bytes-like; OSError, in most cases a ConnectionError, if the client has gone
-        or goes meanwhile, or if its TLS handshake is not done yet; a TimeoutError if it takes nothing for
-        ``send_timeout`` seconds, which disconnects it. After a send that has failed, which may have sent a part of its
-        message, every later one raises, too. *Thread safety*: any thread; whole sends never interleave.
+        What was broadcast before, and waits, goes first. Blocks while the client reads nothing. Raises TypeError if
+        ``data`` is not bytes-like; OSError, in most cases a ConnectionError, if the client has gone or goes meanwhile,
+        or if its TLS handshake is not done yet; a TimeoutError if it takes nothing for ``send_timeout`` seconds, which
+        disconnects it. After a send that has failed, which may have sent a part of its message, every later one raises,
+        too. *Thread safety*: any thread; whole sends never interleave, nor with what the handler sends by ``self.send``
+        or as a reply.
         """
         try:
             self._connection.send(data)
