@@ -285,13 +285,19 @@ def return_and_be_killed(size: int) -> list[Any]:
 
 
 class Killer:
-    """An object that kills a process when it is unpickled in another one."""
+    """An object that kills a process when it is unpickled in the parent of that."""
 
     def __init__(self, process: int) -> None:
         self.process = process
 
     def __reduce__(self) -> Any:
-        return os.kill, (self.process, signal.SIGKILL)
+        return kill, (self.process,)
+
+
+def kill(process: int) -> None:
+    """Kill a process, and return when it has ended: while it finds room for what it sends, it goes on sending."""
+    os.kill(process, signal.SIGKILL)
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
 stopped: list[int] = []

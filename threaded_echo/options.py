@@ -262,8 +262,8 @@ _SOCKETSERVERS = ("allow_reuse_address", "allow_reuse_port", "request_queue_size
 
 # Names for which a class below the mix-in may have a meaning of its own, which then wins.
 _YIELDS = (*OPTIONS, "start", "run", "suspend", "resume", "reload_tls", "stop", "stopping", "clients", "stats",
-           "offload", "offload_within", "offload_iter", "offloads", "broadcast", "dump", "dump_on_signal", "handle_error",
-           "process_request_thread", "listeners", "server_addresses", "from_sockets")
+           "offload", "offload_within", "offload_iter", "offloads", "broadcast", "dump", "dump_on_signal",
+           "handle_error", "process_request_thread", "listeners", "server_addresses", "from_sockets")
 
 
 class LiveOption:
