@@ -1,10 +1,12 @@
-"""The README: its programs run, and its table of options is that of the package."""
+"""The README: its programs run, and its tables are those of the package."""
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import textwrap
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from threaded_echo import ClientHandler
+from threaded_echo import ClientHandler, ThreadedTCPServer
 from threaded_echo.observe.logs import EVENTS
 from threaded_echo.options import OPTIONS
 
@@ -150,6 +152,30 @@ def options_of_the_table() -> dict[str, Any]:
 def test_table_of_options_is_that_of_the_package():
     """Each option, in the same order, with its default."""
     assert list(options_of_the_table().items()) == [(option.name, option.default) for option in OPTIONS.values()]
+
+
+def rows_of_members() -> str:
+    """Return the rows of the table of members."""
+    rows = re.search(r"^member +what it does\n=+ +=+\n(.*?)^=+ ", README, re.MULTILINE | re.DOTALL)
+    assert rows
+    return rows[1]
+
+
+def test_table_of_members_is_that_of_the_package():
+    """Each that is for programs, beside socketserver's own hooks and attributes."""
+    own = {name for cls in ThreadedTCPServer.__mro__ if cls.__module__.startswith("threaded_echo.")
+           for name in vars(cls) if not name.startswith("_") and name not in OPTIONS}
+    theirs = {*dir(socketserver.ThreadingTCPServer)} - {"serve_forever", "handle_request", "shutdown", "server_close"}
+    assert sorted(re.findall(r"^``(\w+)", rows_of_members(), re.MULTILINE)) == sorted(own - theirs)
+
+
+def test_defaults_in_the_table_of_members_are_right():
+    """Each parameter that has a default is told, and no other with one."""
+    for name, told in re.findall(r"^``(\w+)\((.*?)\)``", rows_of_members(), re.MULTILINE):
+        parameters = inspect.signature(getattr(ThreadedTCPServer, name)).parameters.values()
+        defaults = [f"{one.name}={getattr(one.default, 'name', one.default)}" for one in parameters
+                    if one.default is not one.empty and name not in ("serve_forever", "from_sockets")]
+        assert [word for word in told.split(", ") if "=" in word] == defaults, name
 
 
 @pytest.mark.parametrize("owner, name", sorted(set(re.findall(r"``(self\.client|self|server)\.(\w+)", README))))
