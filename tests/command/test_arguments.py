@@ -196,6 +196,16 @@ def test_help_names_the_defaults(capsys):
         assert f"(default: {default})" in text
 
 
+def test_examples_in_the_help_are_right(capsys):
+    """Each is a line that the command takes."""
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    lines = [line.split() for line in capsys.readouterr().out.partition("examples:")[2].splitlines() if line]
+    assert len(lines) >= 4
+    for name, *arguments in lines:
+        assert name == "threaded_echo" and parse([argument.strip('"') for argument in arguments])
+
+
 def test_version_is_that_of_the_package(capsys):
     """The name is in front of it."""
     with pytest.raises(SystemExit) as raised:

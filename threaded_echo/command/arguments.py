@@ -15,6 +15,31 @@ logger = logging.getLogger("threaded_echo")
 
 HOST, PORT = "127.0.0.1", 9999
 
+_EPILOG = """\
+output:
+  A line each for where it listens, for each client that comes, each line that
+  it sends, and each client that goes; warnings and errors on standard error.
+  What is not printable is shown escaped.
+
+signals:
+  SIGINT (Ctrl-C) and SIGTERM stop it: no more clients are accepted, each
+  handler is woken by an end of stream, and the connections of those that have
+  not ended after --drain-timeout are cut. A second signal cuts them at once.
+  SIGHUP reads the certificate anew.
+
+exit status:
+  0  after a clean stop
+  1  if it cannot listen, or cannot load the handler
+  2  for wrong usage
+  3  if handlers still run after the stop
+
+examples:
+  threaded_echo --host "" --port 7777 --max-clients 500 --idle-timeout 60
+  threaded_echo --handler mymodule:MyHandler --workers 2
+  threaded_echo --tls-cert cert.pem --tls-key key.pem --log-json --metrics-port 9100
+  threaded_echo --unix /run/echo.sock --unix-mode 660
+"""
+
 # The arguments that are options of the server under the same name: what a value is read by, its name, the help.
 _OPTIONS: dict[str, tuple[Callable[[str], float], str, str]] = {
     "idle_timeout": (float, "S", "disconnect a client after so many seconds without a byte either way"),
@@ -78,10 +103,8 @@ def _executor(options: argparse.Namespace) -> object:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="threaded_echo",
-        description="Serve each client in a thread of its own, numbered, and send back what it says.",
-        epilog="SIGINT (Ctrl-C) and SIGTERM stop it; a second one cuts the connections at once. Exit status: 0; 1 if "
-               "it cannot listen or load the handler; 2 for wrong usage; 3 if handlers still run after the stop.")
+        prog="threaded_echo", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Serve each client in a thread of its own, numbered, and send back what it says.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     where = parser.add_argument_group("where it listens")
