@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import signal
 import socket
 import socketserver
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -152,6 +154,19 @@ def options_of_the_table() -> dict[str, Any]:
 def test_table_of_options_is_that_of_the_package():
     """Each option, in the same order, with its default."""
     assert list(options_of_the_table().items()) == [(option.name, option.default) for option in OPTIONS.values()]
+
+
+@pytest.mark.parametrize("load, title", [("connections", "8 at a time"), ("pingpong", "64 clients, 64 B")])
+def test_figures_are_what_the_benchmark_printed(load, title):
+    """Those of the first interpreter, with all processors."""
+    results = json.loads((CHECKOUT / "tests/benchmarks/results" / f"{load}.json").read_text())
+    name = {"pingpong": "ping-pong"}.get(load, load)
+    row = re.search(rf"^{name} +(.*)$", README.partition("\nSpeed\n")[2], re.MULTILINE)
+    assert row
+    peers = ("stock", "threaded_echo", "threaded_echo, one processor", "asyncio streams", "uvloop streams", "gevent")
+    medians = {row["peer"]: statistics.median(row["figures"]["per_second"]) for row in results["rows"]
+               if row["load"] == f"{title}, servers on all processors"}
+    assert row[1].split()[:6] == [f"{medians[peer]:,.0f}" for peer in peers]
 
 
 def rows_of_members() -> str:
