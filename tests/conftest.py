@@ -1,6 +1,7 @@
 """What every test is held to: it leaves no thread, no descriptor and no thread's exception behind."""
 from __future__ import annotations
 
+import ctypes  # noqa: F401 - libffi, from its first use on, keeps a descriptor of its own file
 import gc
 import multiprocessing.resource_tracker
 import os

@@ -16,7 +16,7 @@ from threaded_echo.transport import tls
 from .conftest import LOOPBACK
 from .overrides import (InOwnThread, InPool, InPoolByFinishRequest, OwnAccept, OwnClose, OwnFinish, OwnShutdown,
                         OwnThreadBody, OwnThreadBodyThatClosesByItself, OwnVerify)
-from .tools import Echo, Gate, connect, receive, receive_all, running, subclass, until, wait_until
+from .tools import Echo, Gate, ask, connect, receive, receive_all, running, subclass, until, wait_until
 from .transport.test_certificates import RENEWED, name_of
 from .transport.test_tls import CERTIFICATE, connect_tls, server_context, wrap_tls
 
@@ -367,3 +367,18 @@ def test_data_of_a_client_is_its_own_and_stays():
         first.data["name"] = "Ada"
         assert (first.data, second.data) == ({"name": "Ada"}, {})
     assert first.state == "gone" and first.data == {"name": "Ada"}
+
+
+@pytest.mark.parametrize("wrong", ["cert.pem", ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)])
+def test_wrong_context_assigned_to_a_server_that_serves_costs_who_comes(serve, caplog, monkeypatch, wrong):
+    """It is said in the log; a right one is used again."""
+    monkeypatch.setattr("threaded_echo.accepting.failures.BACK_OFF", 0.001)
+    server = serve(Echo)
+    assert ask(server) == b"ping\n"
+    server.ssl_context = wrong
+    with connect(server) as client:
+        assert receive_all(client) == b""
+    server.ssl_context = None
+    assert ask(server) == b"ping\n"
+    assert "a client could not be accepted: [Errno 22] ssl_context must be " in caplog.text
+    assert server.stats().accept_errors == 1

@@ -67,7 +67,8 @@ class ClientHandler(socketserver.BaseRequestHandler):
         """Take a chunk that has arrived, and return what to send back (bytes-like); ``None`` or ``b""``: nothing.
 
         Chunks are as the network delivers them: a message may come in two, or two in one. What this raises ends the
-        client; it is logged with the client's number. So is a TypeError if it returns anything else.
+        client; it is logged with the client's number. So is a TypeError if it returns anything else. It is not called
+        any more after the server has cut the connection, as `Client.disconnect` does, whatever has arrived before that.
         """
         return None
 
@@ -76,9 +77,12 @@ class ClientHandler(socketserver.BaseRequestHandler):
         receive = self.request.recv if self._received is None else self._received.rest_of(self.request)
         send = self._sender()
         process: Callable[[Any], Any] = self.process
-        activity = activity_of(self.client, self.server)
+        client = self.client
+        activity = activity_of(client, self.server)
         size = _CHUNK
         while data := receive(size):
+            if client.reason is not None and client._is_cut():  # what had arrived before is still there to receive
+                break
             size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
             if activity is None:
                 reply = process(data)
@@ -201,13 +205,16 @@ class LineHandler(ClientHandler):
         process: Callable[[Any], Any] = self.process
         process_lines: Callable[[Any], Any] = self._process_lines
         self._reply = self._flush
-        activity = activity_of(self.client, self.server)
+        client = self.client
+        activity = activity_of(client, self.server)
         if activity is not None:
             process_lines, self._reply = while_busy(activity, process_lines), while_resting(activity, self._flush)
         rest = self._rest = []
         self._rest_length = 0
         size = _CHUNK
         while data := receive(size):
+            if client.reason is not None and client._is_cut():  # as above
+                break
             size = _CHUNK if len(data) < _CHUNK else _LARGE_CHUNK
             if data.find(b"\n") == len(data) - 1 <= limit and not rest:  # one whole line: the usual case
                 line = data[:-2] if data.endswith(b"\r\n") else data[:-1]
@@ -224,7 +231,7 @@ class LineHandler(ClientHandler):
                     send(self._ended(reply))
             else:
                 self._take(data, process_lines)
-        if rest and self.client._has_ended_its_stream():
+        if rest and client._has_ended_its_stream():
             process_lines([b"".join(rest)])
 
     def send(self, data: Any) -> None:
@@ -268,10 +275,12 @@ class LineHandler(ClientHandler):
 
     def _process_lines(self, lines: list[bytes]) -> None:
         """Process lines that have arrived together."""
-        process, replies = self.process, self._replies
+        process, replies, client = self.process, self._replies, self.client
         oldest = 0.0  # when the first of the waiting replies was made
         try:
             for line in lines:
+                if client.reason is not None and client._is_cut():
+                    return
                 if len(line) > self.max_line:
                     raise self._too_long()
                 reply = process(line)

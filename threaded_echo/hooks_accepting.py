@@ -10,6 +10,7 @@ All names that are not socketserver's, nor for programs to use, begin with ``_th
 """
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import socketserver
@@ -24,6 +25,7 @@ from .clients.period import Period
 from .clients.threads import MAX_IDLE, calling
 from .hooks_leaving import HOOKS
 from .hooks_serving import ServingHooks
+from .options import check
 from .observe.logs import about
 from .transport import tls
 from .transport.acceptor import acceptor_for
@@ -116,6 +118,11 @@ class AcceptingHooks(ServingHooks):
         context = self.ssl_context
         if context is None or tls.as_tls(request) is not None:
             return request
+        try:
+            check({"ssl_context": context})  # it may have been replaced while the server serves
+        except (TypeError, ValueError) as error:
+            request.close()
+            raise OSError(errno.EINVAL, str(error)) from None
         return self._threaded_state.certificates.wrap(context, request)
 
     def _threaded_meet_accept_error(self, error: OSError, period: Period) -> None:

@@ -51,9 +51,23 @@ def test_signal_is_left_alone_if_there_is_nothing_to_reload():
         during.append(signal.getsignal(signal.SIGHUP))
         server.stop()
 
-    for server in (server_of(Echo), server_of(Echo, ssl_context=server_context())):
-        run(server, lambda server=server: script(server))
-    assert during == [signal.getsignal(signal.SIGHUP)] * 2
+    server = server_of(Echo)
+    run(server, lambda: script(server))
+    assert during == [signal.getsignal(signal.SIGHUP)]
+
+
+def test_signal_to_a_server_that_does_not_know_its_files_is_answered_in_the_log(caplog):
+    """It serves on, and says how it gets to know them."""
+    server = server_of(Echo, ssl_context=server_context())
+
+    def script():
+        assert name_of(server) == "localhost"
+        send(signal.SIGHUP)
+        until(lambda: "the old one stays: this server does not know the files of its certificate" in caplog.text)
+        assert name_of(server) == "localhost"
+        send(signal.SIGTERM)
+
+    assert run(server, script).clean
 
 
 def test_platform_without_the_signal_stops_by_the_others(monkeypatch):

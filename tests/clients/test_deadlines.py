@@ -568,7 +568,18 @@ def test_idle_timeout_on_a_unix_socket_says_once_that_it_has_no_effect(tmp_path,
             look(server)
             assert receive_all(connection) == b"" and client.reason == "lifetime"
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "idle_timeout has no effect: here the system cannot tell how long a client has been silent; lifetime works"]
+        "idle_timeout has no effect on clients of whom the system cannot tell how long they have been silent, such as "
+        "those on Unix sockets; lifetime works"]
+
+
+def test_idle_timeout_of_a_server_with_a_unix_socket_beside_another_says_so(tmp_path, caplog):
+    """It has effect on the clients of the other one."""
+    with socket.create_server(LOOPBACK) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "socket"))
+        unix.listen()
+        with ThreadedTCPServer.from_sockets([tcp, unix], Echo, idle_timeout=10.0).start():
+            pass
+    assert "idle_timeout has no effect on clients of whom" in caplog.text
 
 
 def test_end_of_a_client_is_logged_once_with_its_number_and_reason(serve, clock, caplog):

@@ -69,7 +69,7 @@ def test_lines_are_those_of_the_text_however_it_is_cut(text_and_pieces, limit, e
     handler.server = SimpleNamespace(idle_timeout=None)
     sent, seen = [], []
     handler.send = sent.append
-    handler.client = SimpleNamespace(_has_ended_its_stream=lambda: ended_by_client)
+    handler.client = SimpleNamespace(reason=None, _has_ended_its_stream=lambda: ended_by_client)
     handler.process = lambda line: seen.append(line) or b"<" + line + b">"
     expected, too_long = lines_of(text, limit)
     try:

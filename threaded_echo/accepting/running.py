@@ -10,7 +10,7 @@ Guarantees:
   the end of that time. No client is accepted and then not served.
 - The handlers that were there before are restored, and a signal that was ignored stays ignored.
 - An exception of another signal handler stops the server, and is then raised to the caller of `run`.
-- SIGHUP reloads the server's certificate, in the main thread, if the server knows its files; else it is left alone.
+- SIGHUP reloads the certificate of a server with TLS, in the main thread; else it is left alone.
 """
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from typing import Any
 from ..observe.logs import NOTICE, about, printable
 from ..transport.listeners import show_address
 from ..transport.several import addresses_of, listeners_of
+from ..transport.tls import as_tls
 from .loop import Background
 from .signals import RELOAD, STOPS, handled
 from .watchdog import Watchdog
@@ -58,8 +59,8 @@ class _Run:
 
     def until_stopped(self, duration: float | None) -> Any:
         """Serve until there is a reason to stop, and stop."""
-        # SIGHUP only if there is something to reload.
-        reloads = RELOAD is not None and self._state.certificates.files is not None
+        has_tls = self._server.ssl_context is not None or as_tls(getattr(self._server, "socket", None)) is not None
+        reloads = RELOAD is not None and has_tls  # else SIGHUP is not the server's
         numbers = (*STOPS, RELOAD) if reloads else STOPS
         with handled(self._obey, numbers), Watchdog(self._server, self._state) as watchdog:
             for address in addresses_of(self._server):

@@ -330,6 +330,10 @@ class Client:
     def _has_failed(self) -> bool:
         return self._outcome == "failed"
 
+    def _is_cut(self) -> bool:
+        """Return whether the server has ended the connection in both directions, so that nothing more is processed."""
+        return self.reason is not None and self._phase in _LAST
+
     def _has_ended_its_stream(self) -> bool:
         """Return whether an end of stream that its handler has seen is the client's own, not the server's."""
         return self.reason is None or self._ended_its_stream

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..options import OPTIONS
+from ..transport.several import listeners_of
 from ..transport.tcp_info import read_traffic
 from .client import Activity, Client
 from .period import Period
@@ -85,10 +86,10 @@ class Deadlines:
         wanted = server.idle_timeout, server.lifetime
         if wanted == (None, None):
             return
-        if not (wanted[0] is None or self._has_warned or read_traffic(getattr(server, "socket", None))):
+        if not (wanted[0] is None or self._has_warned or all(map(read_traffic, listeners_of(server)))):
             self._has_warned = True
-            logger.warning("idle_timeout has no effect: here the system cannot tell how long a client has been silent; "
-                           "lifetime works")
+            logger.warning("idle_timeout has no effect on clients of whom the system cannot tell how long they have "
+                           "been silent, such as those on Unix sockets; lifetime works")
         with self._registry.lock:
             if period.is_stopping():
                 return
