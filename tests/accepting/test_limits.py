@@ -610,3 +610,16 @@ def test_door_of_a_loop_that_has_ended_is_not_held(serve):
         assert not is_held(server)
         assert its_loop.limits.lets_next(its_loop) is limits.look(its_loop, server) is False
         assert not is_held(server)
+
+
+def test_loop_that_has_ended_keeps_no_room(serve):
+    """A thread that is still at its door finds room for one more; the loop that serves next has that room."""
+    server = serve(Echo, max_clients=1)
+    [its_loop] = server._threaded_state.loops.running
+    its_loop.attach()
+    server.shutdown()
+    its_loop.reopen()
+    assert its_loop.limits.look(its_loop, server), "whoever comes in is woken"
+    its_loop.detach()
+    server.start()
+    assert ask(server) == b"ping\n"

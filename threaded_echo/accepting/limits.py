@@ -174,7 +174,7 @@ class Limits:
             is_full = self._is_full_locked()
             if is_full:
                 self._hold_locked(loop)
-            elif self._full_at < _NEVER:
+            elif self._full_at < _NEVER and not loop.stopped:  # a thread may be at the door of a loop that has ended
                 self._entering[loop] = self._changes
         self.release()
         return not is_full
