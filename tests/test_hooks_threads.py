@@ -210,14 +210,16 @@ def test_process_request_of_another_server_makes_a_client_of_that_one(serve):
         assert receive_all(client) == b""
 
 
-def test_server_with_a_fileno_and_no_socket_attribute_serves():
-    """socketserver asks a BaseServer for nothing else."""
+@pytest.mark.parametrize("name", ["listener", "socket"])
+def test_server_that_has_only_a_fileno_and_get_request_serves(name):
+    """socketserver asks a BaseServer for nothing else, whatever the name of its listener is."""
     class Server(ThreadedMixIn, socketserver.BaseServer):
-        """Keeps its listener under a name of its own."""
+        """Keeps its listener under a name of its own, or the usual one."""
 
         def __init__(self):
             """Listen."""
             self.listener = socket.create_server(LOOPBACK)
+            setattr(self, name, self.listener)
             super().__init__(self.listener.getsockname(), Echo)
 
         def fileno(self):

@@ -68,8 +68,9 @@ class AcceptingHooks(ServingHooks):
         """
         listeners = self._threaded_listeners
         acceptor = acceptor_for(getattr(self, "socket", None)) if listeners is None else None
-        if acceptor is not None and not _is(super().get_request, socketserver.TCPServer.get_request):
-            acceptor = None  # a class below the mix-in has its own
+        # A class below the mix-in may have its own, or none at all, as socketserver.BaseServer.
+        if not _is(getattr(super(), "get_request", None), socketserver.TCPServer.get_request):
+            acceptor = None
         self._threaded_state.acceptor = acceptor
         if listeners is not None and listeners.others:
             if not _is(self.get_request, AcceptingHooks.get_request):
