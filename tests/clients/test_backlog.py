@@ -4,15 +4,21 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import suppress
 
 import pytest
 
 from threaded_echo import ClientHandler
 from threaded_echo.clients import connection as connection_module
 from threaded_echo.clients.backlog import MOST_WAITING, Backlog, Offer
+from threaded_echo.transport.at_once import is_behind
 
+from ..test_every_step import Steps, each_step
 from ..tools import connect, receive, receive_all, running, until
+from ..transport.test_at_once import Narrow
 from ..transport.test_tls import server_context
+from ..transport.test_tls_sharing import pair as tls_pair  # noqa: F401 - a fixture
+from .conftest import make
 from .slow import hold_little, waiting
 
 BIG = bytes(20_000_000)
@@ -166,9 +172,30 @@ def test_finish_does_not_wait_for_a_send_for_longer_than_it_may(pair):
     assert client._connection.offer(BIG) is Offer.WAITS
     with client._connection.sending:
         client._connection.finish(0.0)
-    assert client._connection.backlog() is not None
+    assert client._connection.backlog() is None
+    client._end()
+
+
+def test_finish_waits_once_however_often_it_is_called(pair):
+    """Each hook that may close the connection calls it; what was too much for the first one is dropped."""
+    outer, client = pair
+    connection, told = client._connection, []
+    assert connection.offer(BIG) is Offer.WAITS
+    connection.backlog().look_again = lambda: told.append(True)
+    connection.finish(0.01)
+    assert connection.backlog() is None and told
+    connection.finish(None)
+    assert connection.offer(b"x") is Offer.MISSED
+    client._end()
+
+
+def test_client_that_the_server_has_disconnected_gets_nothing_more(pair):
+    """Its handler does not wait for what is queued."""
+    outer, client = pair
+    assert client._connection.offer(BIG) is Offer.WAITS
     client.disconnect()
-    client._finish_sending()  # of a client that the server has disconnected, nothing is sent any more
+    client._finish_sending()
+    assert client._connection.backlog() is not None
     client._end()
 
 
@@ -217,3 +244,55 @@ def test_end_in_the_middle_of_a_message_is_no_proper_end_of_tls(serve):
         with pytest.raises(OSError):  # which one depends on the version of Python
             while outer.recv(65536):
                 pass
+
+
+@pytest.mark.parametrize("data", [b"", "text"])
+def test_send_of_nothing_sends_the_rest_of_a_record(tls_pair, data):  # noqa: F811
+    """TLS has stopped in the middle of the last record, and nothing else is queued that would end it."""
+    ours, theirs = tls_pair
+    own, client = ours._sslobj, make(ours)
+    ours._sslobj = Narrow(own)
+    assert client._connection.offer(b"begun") is Offer.WAITS and is_behind(ours)
+    with suppress(TypeError):
+        client.send(data)
+    assert not is_behind(ours) and client._connection.obstacle is None
+    assert receive(theirs, 5) == b"begun"
+    ours._sslobj = own
+    client._end()
+
+
+def test_client_that_goes_in_the_middle_is_no_error_of_the_sender(pair, monkeypatch):
+    """Its handler has closed the connection by itself, and so its thread does not wait for whoever is sending."""
+    outer, client = pair
+    first = Backlog.first
+
+    def go_first(backlog):
+        monkeypatch.undo()
+        client._connection.request.close()
+        assert client._end()
+        return first(backlog)
+
+    assert client._connection.offer(BIG) is Offer.WAITS
+    monkeypatch.setattr(Backlog, "first", go_first)
+    assert client._go_on() is Offer.SENT and client.state == "gone"
+    assert client._connection.queue(b"x") is Offer.MISSED
+
+
+def test_client_that_goes_at_any_step_of_a_send_is_an_oserror(pair):
+    """As above: the thread that sends must not meet anything else."""
+    outer, template = pair
+
+    def once(at):
+        with template._connection.request.dup() as request:
+            client = make(request)
+
+            def go():
+                request.close()
+                client._end()
+
+            with Steps(at, go) as steps, suppress(OSError):
+                client.send(b"x")
+            client._end()
+            return steps.count
+
+    assert each_step(once) > 3

@@ -242,11 +242,12 @@ def test_send_that_failed_half_way_makes_every_later_one_raise(pair):
     client._end()
 
 
-def test_send_of_what_is_not_bytes_is_an_error_and_nothing_else(pair):
+@pytest.mark.parametrize("data, error", [("text", TypeError), (memoryview(b"a-b-")[::2], BufferError)])
+def test_send_of_what_is_not_bytes_is_an_error_and_nothing_else(pair, data, error):
     """Nothing was sent, and the next send works."""
     outer, client = pair
-    with pytest.raises(TypeError):
-        client.send("text")
+    with pytest.raises(error):
+        client.send(data)
     client.send(b"bytes")
     assert receive(outer, 5) == b"bytes"
     client._end()

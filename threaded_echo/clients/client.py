@@ -158,12 +158,12 @@ class Client:
     def send(self, data: Any) -> None:
         """Send all of ``data`` (bytes-like), and return when the kernel has taken it.
 
-        What was broadcast before, and waits, goes first. Blocks while the client reads nothing. Raises TypeError if
-        ``data`` is not bytes-like; OSError, in most cases a ConnectionError, if the client has gone or goes meanwhile,
-        or if its TLS handshake is not done yet; a TimeoutError if it takes nothing for ``send_timeout`` seconds, which
-        disconnects it. After a send that has failed, which may have sent a part of its message, every later one raises,
-        too. *Thread safety*: any thread; whole sends never interleave, nor with what the handler sends by ``self.send``
-        or as a reply.
+        What was broadcast before, and waits, goes first. Blocks while the client reads nothing. Raises TypeError, or
+        BufferError for a `memoryview` with gaps, if ``data`` is not bytes-like; OSError, in most cases a
+        ConnectionError, if the client has gone or goes meanwhile, or if its TLS handshake is not done yet; a
+        TimeoutError if it takes nothing for ``send_timeout`` seconds, which disconnects it. After a send that has
+        failed, which may have sent a part of its message, every later one raises, too. *Thread safety*: any thread;
+        whole sends never interleave, nor with what the handler sends by ``self.send`` or as a reply.
         """
         try:
             self._connection.send(data)

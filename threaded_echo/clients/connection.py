@@ -98,17 +98,18 @@ class Connection:
     def send(self, data: Any) -> None:
         """Send all of ``data``. Raises OSError if the connection has ended or ends meanwhile."""
         with self.sending:
+            request = self.request  # ahead of the obstacle: see `release_locked`
             if self.obstacle is not None:
-                self._clear_the_way()
+                self._clear_the_way(request)
             try:
-                self.request.sendall(data)
-            except TypeError:  # it is not bytes-like: nothing was sent
+                request.sendall(data)
+            except (TypeError, BufferError):  # it is not bytes-like: nothing was sent
                 raise
             except BaseException:  # whatever it is, the client may have received a part of the message
                 self._fail()
                 raise
 
-    def _clear_the_way(self) -> None:
+    def _clear_the_way(self, request: Any) -> None:
         """Send what is queued, and wait for that. Raises OSError if nothing can be sent. The caller holds `sending`."""
         with self._lock:
             backlog = self.obstacle
@@ -117,13 +118,15 @@ class Connection:
             self.obstacle = None  # what is queued from now on may come after the caller's message
         backlog.tell_sender()
         try:
-            self.request.sendall(b"".join(backlog.pieces))
+            request.sendall(b"".join(backlog.pieces))
+            if is_behind(request):  # nothing was queued but the end of a record
+                request.send(b"")
         except BaseException:
             self._fail()
             raise
 
     def _fail(self) -> None:
-        """Allow no more sends: the client may have a part of a message. The caller holds `sending`."""
+        """Allow no more sends: the client may have a part of a message."""
         with self._lock:
             backlog, self.obstacle = self.backlog(), "an earlier send has failed"
         if backlog is not None:
@@ -199,14 +202,14 @@ class Connection:
         """The same; the caller holds `sending`."""
         outcome = Offer.WAITS
         for _ in range(_TURN):
-            backlog = self.backlog()
+            request, backlog = self.request, self.backlog()  # in this order: see `release_locked`
             if backlog is None:  # a send has taken it over, or the client has gone
                 return Offer.SENT
             try:
                 first = backlog.first()
-                taken = send_at_once(self.request, first)
+                taken = send_at_once(request, first)
                 with self._lock:
-                    is_empty = backlog.take(taken) and not is_behind(self.request)
+                    is_empty = backlog.take(taken) and not is_behind(request)
                     if is_empty and self.obstacle is backlog and not backlog.pieces:  # as a signal handler may add one
                         self.obstacle = None
                         return Offer.SENT
@@ -221,26 +224,30 @@ class Connection:
     def finish(self, seconds: float | None) -> None:
         """Send what is queued, and wait for that, but at most for so long; ``None``: until the connection is cut.
 
-        The thread that serves the client calls it. Raises OSError if the connection has ended.
+        If that is not enough, nothing more can be sent. The thread that serves the client calls it. Raises OSError if
+        the connection has ended.
         """
         backlog = self.backlog()
         if backlog is not None:
-            self._finish(Deadline(seconds))
-            if self.obstacle is not backlog:
-                backlog.tell_sender()
+            if not self._finish(Deadline(seconds)):
+                self._fail()  # even if another thread is sending: the connection is about to be closed
+            backlog.tell_sender()
 
-    def _finish(self, deadline: Deadline) -> None:
+    def _finish(self, deadline: Deadline) -> bool:
+        """Do as `finish`; return whether all of it was sent."""
         while True:
             remaining = deadline.remaining()
             if not self.sending.acquire(timeout=-1 if remaining is None else remaining):
-                return
+                return False
             try:
                 outcome = self._go_on()
             finally:
                 self.sending.release()
+            if outcome is Offer.SENT:
+                return True
             remaining = deadline.remaining()
-            if outcome is Offer.SENT or remaining == 0.0 or not wait_for(self.request, remaining, to_send=True):
-                return
+            if remaining == 0.0 or not wait_for(self.request, remaining, to_send=True):
+                return False
             if outcome is Offer.WAITS:
                 time.sleep(_PAUSE)  # else this might do nothing but look
 
@@ -357,8 +364,8 @@ class Connection:
             if self._final is None:  # not TCP
                 self._credentials = self._credentials or read_credentials(self.request)
         self._descriptor = -1
-        self.request = None
         backlog, self.obstacle = self.obstacle, _GONE
+        self.request = None  # after that: who reads it, and then finds no obstacle, has a socket
         return backlog if isinstance(backlog, Backlog) else None
 
     def hold_sends(self) -> bool:
