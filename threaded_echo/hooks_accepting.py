@@ -169,10 +169,13 @@ class AcceptingHooks(ServingHooks):
 
     def _handle_request_noblock(self) -> None:
         """Accept a connection that is ready, number its client and start its handler."""
+        state = self._threaded_state
         client, before = None, calling.client
         calling.accepts = True
         try:
-            client = calling.client = self._threaded_accept(self._threaded_state.stopping.period)
+            if not state.loops.running:  # a program's own loop has called this, which asks nobody whether there is room
+                state.limits.read(self)
+            client = calling.client = self._threaded_accept(state.stopping.period)
             if client is not None:
                 self._threaded_in_serving_thread(client, partial(self._threaded_verify_and_process, client))
         except BaseException:  # an interrupt, or SystemExit of a hook: it must not leave the client behind

@@ -209,6 +209,17 @@ def test_limit_holds_if_a_program_overrides_hooks(hook):
     assert (server.stats().peak, server.stats().accepted) == (1, 4)
 
 
+@pytest.mark.parametrize("options, reason", [({"max_clients_per_host": 1}, "host limit"),
+                                             ({"max_clients": 1, "at_limit": "refuse"}, "limit")])
+def test_loop_of_ones_own_refuses_whom_the_limits_refuse(options, reason):
+    """It calls what socketserver's loop calls, and nobody has looked whether there is room."""
+    with ThreadedTCPServer(LOOPBACK, Echo, **options) as server, connect(server) as first, connect(server) as second:
+        server._handle_request_noblock()
+        say_hello(first)
+        server._handle_request_noblock()
+        assert receive_all(second) == b"" and server.stats().refused_by == {reason: 1}
+
+
 def test_handle_request_waits_for_room():
     """A loop of the program's own returns when a client has been let in, which is when another has left."""
     with ThreadedTCPServer(LOOPBACK, Echo, max_clients=1) as server, connect(server) as first, connect(server) as next:

@@ -108,7 +108,7 @@ class Limits:
         with self._registry.lock:
             self._prepare_hosts_locked(None)  # the next client has them counted anew
             self._changed_locked()
-        self._read(server)  # after that: of two threads that assign at once, the later one's reading holds
+        self.read(server)  # after that: of two threads that assign at once, the later one's reading holds
         self.release()
 
     def _changed_locked(self) -> None:
@@ -121,7 +121,7 @@ class Limits:
                          _NEVER if self._maximum is None or self._refuses else self._maximum)
         self.admits_all = self._per_host is None and not self._refuses and not self._hosts.is_counting
 
-    def _read(self, server: Any) -> None:
+    def read(self, server: Any) -> None:
         """Read the options, without the lock: a class may have properties of its own in their place."""
         changes = self._changes
         maximum, refuses, per_host = server.max_clients, server.at_limit == "refuse", server.max_clients_per_host
@@ -140,7 +140,7 @@ class Limits:
             spare.left -= 1
             return True
         if spare.left <= 0 or not self._are_live:
-            self._read(server)
+            self.read(server)
         if not self._enters(loop):
             return False
         if spare.left > 0:
@@ -234,7 +234,7 @@ class Limits:
     def admit(self, request: Any, address: Any, period: Period) -> Client:
         """Number a client, and list it, or refuse it: then its ``reason`` is ``"limit"`` or ``"host limit"``.
 
-        The caller is the thread that has got through by `look`.
+        The options are as they were last `read`: by the caller, which has got through by `look`, in most cases.
         """
         with self._registry.lock:  # so that other loops do not list one more meanwhile
             if self._refuses and self._maximum is not None and len(self._registry.live) >= self._maximum:
