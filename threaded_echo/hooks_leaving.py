@@ -173,7 +173,7 @@ class LeavingHooks(_Base):
                                _TIMES_UP[client.reason], extra=about(client, client.reason))
         elif client.reason is not None:
             logger.debug("client %d was ended by the server: %s", client.number, client.reason,
-                         extra=about(client, client.reason))
+                         extra=about(client, "refused" if client._outcome == "refused" else client.reason))
         if client._told:
             tell_disconnected(client)
         if client._announced:

@@ -2,11 +2,16 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import threaded_echo
 from threaded_echo.observe.logs import EVENTS, about
+
+from ..tools import Echo, connect, receive_all, subclass, until
 
 PACKAGE = Path(threaded_echo.__file__).parent
 REASONS = {"idle", "lifetime", "send", "stop", "disconnect", "thread"}
@@ -14,6 +19,8 @@ REASONS = {"idle", "lifetime", "send", "stop", "disconnect", "thread"}
 
 LOGS = ("debug", "info", "warning", "error", "log", "_log", "_threaded_log")
 """The names of what logs."""
+
+_HEADER = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
@@ -44,6 +51,22 @@ def test_events_are_those_that_are_listed():
     assert words | REASONS == set(EVENTS)
     events = [call.args[1] for name, call in calls() if name == "about"]
     assert {event.value for event in events if isinstance(event, ast.Constant)} <= set(EVENTS)
+
+
+@pytest.mark.parametrize("hook, options", [(lambda *_: False, {}), (lambda *_: True, {"max_clients_per_host": 1})])
+def test_client_that_is_refused_in_its_thread_is_an_event_of_the_list(serve, caplog, hook, options):
+    """Not all reasons for that are words that stand for an event."""
+    caplog.set_level(logging.DEBUG, "threaded_echo")
+    server = serve(Echo, subclass(verify_request=hook, proxy_protocol=["127.0.0.1"], **options))
+    with connect(server) as first, connect(server) as second:
+        first.sendall(_HEADER)
+        until(lambda: [client for client in server.clients.values() if client.state == "serving"]
+              or server.stats().refused)
+        second.sendall(_HEADER)
+        assert receive_all(second) == b""
+    until(lambda: server.stats().refused)
+    assert "refused" in [record.event for record in caplog.records]
+    assert {record.event for record in caplog.records} <= set(EVENTS)
 
 
 def test_fields_of_no_client_are_there_all_the_same():
