@@ -50,8 +50,9 @@ def slow_client():
                 yield sender, client, outer, now
             finally:
                 client._end()
-                sender._ends = True
-                sender.run()
+                if parts.sender is sender:
+                    sender._ends = True
+                    sender.run()
 
 
 def test_client_whose_handler_has_not_begun_is_not_reached():
@@ -212,6 +213,15 @@ def test_sender_that_fails_leaves_room_for_another(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         sender.run()
     assert parts.sender is None and sender._waker.fileno() < 0
+
+
+def test_sender_that_fails_leaves_no_client_waiting(monkeypatch):
+    """A client must not miss a part; the next sender would not know of it."""
+    with slow_client() as (sender, client, outer, now):
+        monkeypatch.setattr(sender, "_wait", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sender.run()
+        assert (client.state, client.reason) == ("disconnecting", "send")
 
 
 @pytest.mark.parametrize("error, cls, name", [

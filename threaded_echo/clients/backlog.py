@@ -6,7 +6,8 @@ from collections.abc import Callable
 from enum import Enum
 
 MOST_WAITING = 1024 * 1024
-"""Bytes that may wait for one client, besides what the kernel has taken. A single message may be longer."""
+"""Bytes that may wait for one client, besides what the kernel has taken, or what a thread has taken over and sends just
+now. A single message may be longer."""
 
 
 class Offer(Enum):
@@ -21,7 +22,7 @@ class Offer(Enum):
 
 
 class Backlog:
-    """The queue of one client, the oldest first. It is guarded by the client's lock.
+    """The queue of one client, the oldest first. It is guarded by the client's lock, but for ``look_again``.
 
     Only who holds the connection's ``sending`` changes its front, where a message may have been sent in part.
     """
@@ -32,6 +33,7 @@ class Backlog:
         self.pieces: deque[bytes | memoryview] = deque()
         self.size = 0
         # Has the sender look at this client, as another thread has emptied the queue. None: it has not been told of it.
+        # Set with the server's lock held.
         self.look_again: Callable[[], object] | None = None
 
     def add(self, data: bytes) -> bool:

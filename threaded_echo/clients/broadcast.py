@@ -22,7 +22,8 @@ Guarantees:
 - In a stop, the queues are sent on while it drains; when the connections have been cut, nothing is queued any more.
   Handlers that end with something in their client's queue send it first: see ``Client._finish_sending``.
 
-Order of locks: the sender's list of new clients is guarded by the server's lock, which is taken with no other one held.
+Order of locks: a client is shown to the sender with the server's lock held, as the sender decides with it held that it
+ends. That lock is taken with no other one held.
 """
 from __future__ import annotations
 
@@ -174,6 +175,9 @@ class Sender(threading.Thread):
             with self._broadcasts.lock:
                 if self._broadcasts.sender is self:
                     self._broadcasts.sender = None
+            if not self._ends:  # it has failed, out of memory, say, and nobody would send what is queued
+                for client in [*self._since, *self._added]:
+                    client._cut("send")
             for client in list(self._descriptors):
                 self._forget_descriptor(client)
             self.close()
@@ -182,11 +186,10 @@ class Sender(threading.Thread):
         """Return whether there is, or may be, something to do."""
         self._waker.clear()
         with self._broadcasts.lock:
-            if self._ends or self._is_idle and not (self._added or self._since):
-                if self._broadcasts.sender is self:
-                    self._broadcasts.sender = None
-                return False
-        return True
+            self._ends = self._ends or self._is_idle and not (self._added or self._since)
+            if self._ends and self._broadcasts.sender is self:
+                self._broadcasts.sender = None
+            return not self._ends
 
     def _wait(self) -> bool:
         """Wait until something may be done, and do it; False if nothing has happened for as long as that may be."""
