@@ -222,6 +222,25 @@ def test_shared_socket_that_is_detached_blocks_as_it_was_set(pair):
         assert socket.socket.recv(client, 1000) == b""
 
 
+def test_shared_socket_is_closed_by_who_is_alone_in_openssl(pair):
+    """Else a handler that closes its own would have another thread's send go on in whatever connection is next."""
+    ours, _ = pair
+    open_at = []
+
+    class Using:
+        """The lock that is held while OpenSSL does something."""
+
+        def __enter__(self):
+            open_at.append(ours.fileno() >= 0)
+
+        def __exit__(self, *error):
+            open_at.append(ours.fileno() >= 0)
+
+    ours._using = Using()
+    ours.close()
+    assert open_at == [True, False]
+
+
 def test_tls_that_ends_in_the_middle_of_a_send_sends_nothing_in_the_clear(pair):
     """The send fails when there is room again."""
     ours, client = pair

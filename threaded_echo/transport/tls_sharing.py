@@ -153,6 +153,11 @@ class SharedTLSSocket(ssl.SSLSocket):
             super().settimeout(self._timeout)
             return super().detach()
 
+    def _real_close(self) -> None:
+        """Close, but not while OpenSSL does something, which would go on with whosever descriptor it is by then."""
+        with self._using:
+            super()._real_close()  # type: ignore[misc]
+
     def send_close_notify(self) -> None:
         """Say that the stream ends here, without waiting for anything. Raises what ``unwrap`` does."""
         with self._using:
