@@ -169,7 +169,8 @@ class ThreadedMixIn(AcceptingHooks):
         does not take at once waits in a queue, and is sent as soon as it does, ahead of what its handler sends after
         that: ``self.send``, the reply of ``process``, `Client.send`. A message is never mixed with another one. But
         what a handler sends by ``self.request`` or ``self.wfile`` passes the queue by: on a server that broadcasts, use
-        ``current_client().send`` there.
+        ``current_client().send`` there; and to end a connection, return or call `Client.disconnect`. A handler that
+        closes ``self.request`` may do so just when something is being sent over it.
 
         At most 1 MiB waits for one client, or one message, if it is longer (``threaded_echo.clients.backlog``). A
         client for which more would wait is disconnected, with the reason ``"send"``, and its number is returned; so is

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from threaded_echo.clients.period import Period
 
-from ..tools import GUARD, Gate, connect, running, wait_until
+from ..tools import GUARD, Gate, connect, running, until, wait_until
 
 
 def test_period_goes_from_serving_to_stopping_to_forced():
@@ -45,4 +45,5 @@ def test_clients_of_an_earlier_period_go_on_seeing_its_stop(serve):
             seen = [survivor._period.forced, newcomer._period.is_stopping(), newcomer._period.stopping is stopping]
             gate.release.set()
             thread.join(GUARD)
+            until(lambda: newcomer.state == "gone")
     assert seen == [True, False, False]

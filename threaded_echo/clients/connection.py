@@ -5,6 +5,9 @@ Guarantees:
 - The thread that serves or refuses a client closes its connection. Whatever another thread does to a connection affects
   that connection or nothing, even if its descriptor has been given to a new connection meanwhile (see
   `Connection.shut` and `Connection.hold_sends`).
+- An exception: if a handler closes its own plain socket while another thread is about to send to it, nothing keeps the
+  descriptor from going to a new connection between Python's look at it and the system call. (Of TLS, `tls_sharing`
+  does.)
 - Whole sends never interleave, and after one that has failed, perhaps in the middle, every later one raises.
 - Who holds `sending` is the only one who sends. What could not be sent without waiting is queued (see `broadcast`), and
   whoever sends next, sends that first: a message is never sent in the middle of another one.
