@@ -14,6 +14,8 @@ from threaded_echo import stacks
 
 from .tools import running, wait_until
 
+PACKAGE = os.path.dirname(stacks.__file__)
+
 
 @contextmanager
 def staying():
@@ -70,6 +72,16 @@ def test_stack_that_has_no_frame_of_the_program_is_shown_whole():
     """There is nothing else to show."""
     stack = ('  File "/usr/lib/python3/threading.py", line 1, in run\n',)
     assert stacks.own_frames(stack) == stack
+
+
+@pytest.mark.parametrize("name", [
+    "/home/me/multithreading.py", f"{PACKAGE}_demo/server.py", f"{PACKAGE}_demo.py", f"{PACKAGE}/examples/chat.py"])
+def test_program_with_a_name_like_ours_is_the_programs_own(name):
+    """A script may lie beside the package, and the examples are programs."""
+    stack = tuple(f'  File "{place}", line 1, in f\n' for place in (
+        "/usr/lib/python3/threading.py", f"{PACKAGE}/hooks_serving.py", "/usr/lib/python3/socketserver.py", name,
+        "/usr/lib/python3/socket.py"))
+    assert stacks.own_frames(stack) == stack[3:]
 
 
 def test_names_that_look_like_other_lines_are_read_as_names():

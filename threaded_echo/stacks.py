@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-_HERE = str(Path(__file__).parent)
+_HERE = os.path.join(Path(__file__).parent, "")  # with its last separator: a program beside it may begin with its name
+_EXAMPLES = os.path.join(_HERE, "examples", "")
 
 Places = tuple[tuple[str, int, str], ...]
 """Where a thread is: the file, the line and the function of each call, outermost first."""
@@ -115,9 +116,14 @@ def _parse(text: str) -> dict[int, Places]:
 
 def own_frames(stack: tuple[str, ...]) -> tuple[str, ...]:
     """Leave out the frames ahead of the program's first own one: those of threading and of this package."""
-    foreign = ("threading.py", "socketserver.py")
     for number, lines in enumerate(stack):
-        place = lines.partition('"')[2].partition('"')[0]
-        if not place.startswith(_HERE) and not place.endswith(foreign):
+        if _is_own(lines.partition('"')[2].partition('"')[0]):
             return stack[number:]
     return stack
+
+
+def _is_own(place: str) -> bool:
+    """Return whether a file is the program's; the examples are programs."""
+    if place.startswith(_HERE):
+        return place.startswith(_EXAMPLES)
+    return os.path.basename(place) not in ("threading.py", "socketserver.py")
