@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from .clients.client import Client
+from .observe.logs import about
 from .offloading.call import OffloadedCall
 from .stacks import own_frames, stacks_of
 from .state import ServerState
@@ -103,7 +104,7 @@ class _OnSignal:
         if self._in_progress.acquire(blocking=False):  # else a dump that was asked for before is still being written
             try:
                 for server in servers:
-                    logger.warning("%s: %s", self._name, dump(server).rstrip(), extra={"event": "dump"})
+                    logger.warning("%s: %s", self._name, dump(server).rstrip(), extra=about(None, "dump"))
             finally:
                 self._in_progress.release()
 

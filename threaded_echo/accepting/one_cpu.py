@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..observe.logs import about
+
 logger = logging.getLogger("threaded_echo")
 
 
@@ -31,7 +33,8 @@ class OneCpu:
         try:
             os.sched_setaffinity(0, {chosen})
         except OSError as error:  # a sandbox may forbid it
-            logger.debug("the serving thread cannot be kept on one processor: %s", error)
+            logger.debug("the serving thread cannot be kept on one processor: %s", error,
+                         extra=about(None, "options"))
             yield
             return
         self._allowed = allowed

@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ..observe.logs import about
 from ..options import OPTIONS
 from ..transport.several import listeners_of
 from ..transport.tcp_info import read_traffic
@@ -89,7 +90,8 @@ class Deadlines:
         if not (wanted[0] is None or self._has_warned or all(map(read_traffic, listeners_of(server)))):
             self._has_warned = True
             logger.warning("idle_timeout has no effect on clients of whom the system cannot tell how long they have "
-                           "been silent, such as those on Unix sockets; lifetime works")
+                           "been silent, such as those on Unix sockets; lifetime works",
+                           extra=about(None, "options"))
         with self._registry.lock:
             if period.is_stopping():
                 return
@@ -203,7 +205,7 @@ class Watcher(threading.Thread):
         except Exception as error:  # the check's, or that of a program's property
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                logger.error("the time-outs are left as they were: %s", error)
+                logger.error("the time-outs are left as they were: %s", error, extra=about(None, "options"))
             return
         self.wanted = found[0], found[1]
         # If the program has taken both back, it may set one again: look for that as often as before.

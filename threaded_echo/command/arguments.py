@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import __version__
+from ..observe.logs import about
 from ..offloading.threads import WorkerThreads
 from ..options import OPTIONS, check_seconds, networks_of
 
@@ -97,7 +98,7 @@ def _executor(options: argparse.Namespace) -> object:
         warnings.simplefilter("always")
         executor = WorkerThreads(options.workers)
     for warning in found:
-        logger.warning("%s", warning.message)
+        logger.warning("%s", warning.message, extra=about(None, "workers"))
     return executor
 
 

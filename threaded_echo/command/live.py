@@ -15,7 +15,7 @@ from typing import Any
 
 from ..accepting.signals import handled
 from ..observe.live import Table, require
-from ..observe.logs import NOTICE
+from ..observe.logs import NOTICE, about
 from ..observe.recent import RecentMessages
 from ..observe.watching import Watcher
 from ..transport.listeners import show_address
@@ -66,7 +66,7 @@ class LiveTable:
                     pause = max(INTERVAL, _SHARE * (time.monotonic() - began))
         except Exception:  # a mistake in what only shows must not harm what serves
             self._screen.leave()
-            logger.exception("the table has failed, and is shown no more")
+            logger.exception("the table has failed, and is shown no more", extra=about(None, "table"))
 
     def _draw(self, width: int, height: int) -> None:
         notes = self._screen.notes()

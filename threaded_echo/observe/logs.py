@@ -24,13 +24,17 @@ WINDOW = 10.0
 
 
 EVENTS = ("listening", "metrics", "reloaded", "lingering", "stopping", "stopped", "survivors", "accept", "omitted",
-          "connected", "disconnected", "message", "refused", "handshake", "gone", "failed", "hook", "line", "late",
-          "slow", "overrun", "iteration", "idle", "lifetime", "send", "stop", "disconnect", "thread")
+          "dump", "options", "workers", "systemd", "table", "connected", "disconnected", "message", "refused",
+          "handshake", "gone", "failed", "hook", "line", "late", "slow", "overrun", "iteration", "idle", "lifetime",
+          "send", "stop", "disconnect", "thread")
 """What a record's ``event`` may be. Programs look for these words: none is ever changed. README.rst explains them."""
 
 
 def about(client: Any, event: str, address: Any = None) -> dict[str, Any]:
-    """Return the extra fields of a record about a client; ``None``: about none, or one whose ``address`` is known."""
+    """Return the extra fields of a record about a client; ``None``: about none, or one whose ``address`` is known.
+
+    Every record has them, so that a format with ``%(client)s`` can be had.
+    """
     if client is None:
         return {"client": None, "address": address, "event": event}
     return {"client": client.number, "address": client.address, "event": event}

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
+from ..observe.logs import about
 from .thread_work import Work
 
 logger = logging.getLogger("threaded_echo")
@@ -56,7 +57,8 @@ class _Thread(threading.Thread):
             try:
                 work.run()
             except BaseException:  # a program's own callback, or its logging: the thread has other work to do
-                logger.critical("what was to be told of the end of a call has failed", exc_info=True)
+                logger.critical("what was to be told of the end of a call has failed", exc_info=True,
+                                extra=about(None, "workers"))
             self.work = work = None
 
 
@@ -84,7 +86,8 @@ class Crew:
                     if not self.threads:
                         self._is_over = True
                         raise
-                    logger.warning("only %d of %d worker threads could be started", len(self.threads), count)
+                    logger.warning("only %d of %d worker threads could be started", len(self.threads), count,
+                                   extra=about(None, "workers"))
                     return
                 self.threads.append(thread)
 
@@ -110,7 +113,8 @@ class Crew:
                 initializer(*initargs)
             return True
         except BaseException:  # a program's own
-            logger.critical("the initializer of worker threads has failed", exc_info=True)
+            logger.critical("the initializer of worker threads has failed", exc_info=True,
+                            extra=about(None, "workers"))
         with self._lock:
             self._is_broken = True
         self._drain(lambda work: work.fail(BrokenExecutor(_FAILED)))
@@ -174,4 +178,4 @@ def lower_priority() -> None:
             niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICENESS
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(niceness, 19))
         except OSError as error:  # a sandbox may forbid it
-            logger.debug("a worker thread cannot lower its priority: %s", error)
+            logger.debug("a worker thread cannot lower its priority: %s", error, extra=about(None, "workers"))

@@ -26,6 +26,7 @@ from typing import Any
 
 from ..clients.period import Period
 from ..errors import ServerStopping, WorkerDied
+from ..observe.logs import about
 from .call import Call, CallerLeft
 from .initializing import find_setup
 from .iterations import iterate
@@ -194,7 +195,8 @@ class Workers:
                     self._starting.remove(worker)
                 self._give_back(worker, count)
         except (OSError, WorkerDied) as error:  # the next call tries again, and raises it
-            logger.debug("a worker process that was killed cannot be replaced yet: %s", error)
+            logger.debug("a worker process that was killed cannot be replaced yet: %s", error,
+                         extra=about(None, "workers"))
 
     def _hold_idle(self, count: int, period: Period) -> Worker | None:
         setup, others = find_setup(count), []

@@ -11,6 +11,7 @@ import socket
 from collections.abc import MutableMapping
 from contextlib import suppress
 
+from ..observe.logs import about
 from .several import fault_of
 
 logger = logging.getLogger("threaded_echo")
@@ -83,7 +84,7 @@ def notify(state: str) -> None:
             sender.connect(f"\0{address[1:]}" if address.startswith("@") else address)
             sender.send(state.encode())
     except OSError as error:
-        logger.warning("systemd cannot be told %s: %s", state, error)
+        logger.warning("systemd cannot be told %s: %s", state, error, extra=about(None, "systemd"))
 
 
 def watchdog_interval() -> float | None:
