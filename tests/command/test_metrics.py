@@ -2,17 +2,21 @@
 from __future__ import annotations
 
 import errno
+import io
 import re
 import socket
 import sys
 import threading
 import urllib.error
 import urllib.request
+from contextlib import contextmanager, redirect_stdout
 
 import pytest
 from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
+from threaded_echo import ThreadedTCPServer, stopping
+from threaded_echo.accepting.loop import Background
 from threaded_echo.command import run as cli
 
 from ..tools import GUARD, connect, receive, receive_all, until, wait_until
@@ -105,6 +109,40 @@ def test_metrics_are_served_until_the_end_beside_those_of_the_process(registered
     assert REGISTRY.get_sample_value("threaded_echo_clients") is None
 
 
+def test_output_that_breaks_at_the_line_about_the_metrics_ends_the_command(monkeypatch, capsys):
+    """It comes before the server serves, which must not go on with nobody to see."""
+    error, stopped = OSError(errno.ENOSPC, "No space left on device"), []
+
+    class Full(io.StringIO):
+        """Takes nothing."""
+
+        def write(self, text):
+            """Fail."""
+            raise error
+
+    @contextmanager
+    def serve_and_break(*arguments):
+        """Serve, and wait until the output's thread has met the error, and has ended."""
+        with serve_metrics(*arguments):
+            for thread in threading.enumerate():
+                if thread.name == "threaded_echo output":
+                    thread.join(GUARD)
+            yield
+
+    def run_unless_stopped(server, duration):
+        """Note whether the server was stopped, in place of serving."""
+        stopped.append(server.fileno() < 0)
+        return server.stop()
+
+    serve_metrics = cli.serve_metrics
+    monkeypatch.setattr(cli, "serve_metrics", serve_and_break)
+    monkeypatch.setattr(ThreadedTCPServer, "run", run_unless_stopped)
+    with redirect_stdout(Full()):
+        assert cli.main(PORTS) == cli.FAILED
+    assert stopped == [True]
+    assert capsys.readouterr().err == f"threaded_echo: stopped by an error: {error}\n"
+
+
 def test_metrics_that_cannot_be_served_are_an_exit_status(capsys):
     """One line names the address, and nothing is left."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -112,6 +150,19 @@ def test_metrics_that_cannot_be_served_are_an_exit_status(capsys):
         assert run(["--port", "0", "--metrics-port", str(port)]) == (cli.FAILED, [])
     assert capsys.readouterr().err == f"threaded_echo: cannot listen on 127.0.0.1:{port}: Address already in use\n"
     assert REGISTRY.get_sample_value("threaded_echo_clients") is None
+
+
+def test_metrics_without_a_thread_are_told_in_the_form_that_was_asked_for(monkeypatch, capsys):
+    """It is an error of the start, as others are."""
+    def fail(thread):
+        """Fail to start."""
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Background, "start", fail)
+    monkeypatch.setattr(stopping, "_TAIL", 0.01)  # for the thread, which never ran
+    status, lines = run([*PORTS, "--log-json"])
+    assert (status, len(lines), capsys.readouterr().err) == (cli.FAILED, 1, "")
+    assert '"event": "failed"' in lines[0] and "cannot serve: can't start new thread" in lines[0]
 
 
 def test_metrics_host_that_cannot_be_a_name_is_told(capsys):

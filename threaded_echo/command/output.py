@@ -221,8 +221,7 @@ class Output:
     """Sends the package's messages to standard output, and its warnings and errors to standard error.
 
     With ``as_json`` all go to standard output, as JSON; only warnings and errors that come when that takes no more
-    lines go to standard error. For a ``with`` block, which leaves the logger as it was. ``broken`` is called, in
-    another thread, when standard output takes no more lines.
+    lines go to standard error. For a ``with`` block, which leaves the logger as it was.
     """
 
     def __init__(self, level: int, as_json: bool = False) -> None:
@@ -231,7 +230,7 @@ class Output:
         self._stack = ExitStack()
         self._output = Writer(sys.stdout, self._is_broken, "output", self._show_count)
         self._errors = Writer(sys.stderr, lambda error: None, "errors")
-        self.broken: Callable[[], object] = lambda: None
+        self._broken: Callable[[], object] = lambda: None
         self.error: OSError | None = None
         """Why standard output takes no more lines."""
 
@@ -252,6 +251,13 @@ class Output:
     def showing(self, server: Any) -> AbstractContextManager[object]:
         """Return a context in which a server serves: what is shown besides lines. Here, nothing is."""
         return nullcontext()
+
+    def when_broken(self, broken: Callable[[], object]) -> None:
+        """Have ``broken`` called, in another thread, when standard output takes no more lines; at once if it is so now.
+        """
+        self._broken = broken
+        if self.error is not None:  # set before that is called, so that none of the two threads can miss the other
+            broken()
 
     def settle(self) -> None:
         """Wait a moment for the last lines of standard output to be written. Afterwards `error` is known."""
@@ -286,4 +292,4 @@ class Output:
 
     def _is_broken(self, error: OSError) -> None:
         self.error = error
-        self.broken()
+        self._broken()

@@ -79,7 +79,7 @@ def _serve(options: argparse.Namespace, handler: type, output: Output) -> int:
                 stack.enter_context(_serve_metrics(server, options))
         except Failed as error:
             return _tell(error)
-        output.broken = server.stop
+        output.when_broken(server.stop)
         try:
             with output.showing(server):
                 report = server.run(options.duration)
@@ -165,6 +165,8 @@ def _serve_metrics(server: Any, options: argparse.Namespace) -> Iterator[None]:
             raise _cannot_listen(place, error) from error
         except ValueError as error:
             raise Failed(f"the names of the metrics are taken: {error}") from error
+        except RuntimeError as error:  # there are no threads
+            raise Failed(f"cannot serve: {error}") from error
         yield
 
 
