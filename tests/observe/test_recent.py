@@ -81,3 +81,20 @@ def test_record_that_cannot_be_formatted_is_reported_as_logging_does(monkeypatch
     monkeypatch.setattr(handler, "handleError", handled.append)
     log(handler, "%d", "text", client=1, event="message")
     assert len(handled) == 1 and handler.counts() == (0, 0)
+
+
+def test_client_is_forgotten_with_the_lock_held():
+    """Else the thread that logs another one's message could find its oldest one gone."""
+    class Watched(dict):
+        """Notes whether the calling thread holds the lock."""
+
+        def pop(self, *arguments):
+            """Note it."""
+            held.append(handler.lock._is_owned())
+            return super().pop(*arguments)
+
+    held, handler = [], RecentMessages()
+    handler._last = Watched()
+    log(handler, "hello", client=1, event="message")
+    handler.forget(1)
+    assert held == [True, True] and handler.numbers() == []

@@ -21,7 +21,7 @@ class RecentMessages(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        # Guarded by the handler's lock, which logging holds around emit:
+        # Changed with the handler's lock, which logging holds around emit:
         self._last: dict[int, str] = {}  # by client number, the one that has spoken last at the end
         self._logged = self._left_out = 0
 
@@ -54,7 +54,11 @@ class RecentMessages(logging.Handler):
 
     def forget(self, number: int) -> None:
         """Forget a client that has gone."""
-        self._last.pop(number, None)
+        self.acquire()
+        try:
+            self._last.pop(number, None)
+        finally:
+            self.release()
 
     def numbers(self) -> list[int]:
         """Return the numbers of the clients whose message is kept."""
