@@ -289,6 +289,12 @@ def test_servers_of_one_registry_are_told_apart_by_a_label():
         assert "threaded_echo_connections_total chat" not in scrape(registry)
 
 
+def test_name_of_a_server_may_be_its_port():
+    """prometheus_client fails on a label that is no text, in the middle of the scrape."""
+    with ThreadedTCPServer(LOOPBACK, Echo) as server:
+        assert scrape(registry_of(ServerCollector({9999: server})))["threaded_echo_connections_total 9999"] == 0
+
+
 def test_wrong_server_or_name_is_told_at_once():
     """Not at the first scrape."""
     with socketserver.TCPServer(LOOPBACK, Echo) as server, pytest.raises(TypeError, match="built on threaded_echo.Thr"):

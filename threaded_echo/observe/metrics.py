@@ -61,7 +61,7 @@ class ServerCollector:
         """Return the metrics, of this moment."""
         families = _Families(self._namespace, self._labels)
         for name, server in dict(self._servers).items():
-            families.add([name] if self._labels else [], _measure(server))
+            families.add([str(name)] if self._labels else [], _measure(server))
         return list(families)
 
 
