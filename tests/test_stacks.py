@@ -4,6 +4,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -112,6 +113,16 @@ def test_nothing_is_read_without_the_gil_if_no_file_can_be_made(monkeypatch):
     monkeypatch.setattr(stacks, "_STOPS_THREADS", (3,))
     monkeypatch.setattr(os, "memfd_create", fail)
     assert stacks._ask_faulthandler() == {}
+
+
+def test_interpreter_that_makes_no_files_in_memory_uses_one_of_a_folder(monkeypatch, tmp_path):
+    """As macOS, and free-threaded ones of uv and conda, which are built for an older C library."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(stacks, "_STOPS_THREADS", (3,))
+    with staying() as thread:
+        found = stacks._ask_faulthandler()[thread.ident]
+    assert "stay" in [name for _, _, name in found]
 
 
 @pytest.mark.parametrize("version, keywords", [((3, 14, 8), {}), ((3, 15), {"max_threads": stacks._MOST})])

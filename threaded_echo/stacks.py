@@ -96,10 +96,10 @@ def _dump_all() -> str:
 
 def _open_file() -> IO[bytes]:
     """Open a file without a name, in memory if the platform can."""
-    if sys.platform == "linux":
+    if hasattr(os, "memfd_create"):  # an interpreter that is built for an old C library has none, on Linux either
         return open(os.memfd_create("stacks"), "w+b", buffering=0)
-    import tempfile  # it loads much that nothing else here needs  # pragma: no cover
-    return tempfile.TemporaryFile(buffering=0)  # pragma: no cover
+    import tempfile  # it loads much that nothing else here needs
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def _parse(text: str) -> dict[int, Places]:
