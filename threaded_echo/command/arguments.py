@@ -26,11 +26,11 @@ signals:
   SIGINT (Ctrl-C) and SIGTERM stop it: no more clients are accepted, each
   handler is woken by an end of stream, and the connections of those that have
   not ended after --drain-timeout are cut. A second signal cuts them at once.
-  SIGHUP reads the certificate anew.
+  With --tls-cert, SIGHUP reads the certificate anew.
 
 exit status:
   0  after a clean stop
-  1  if it cannot listen, or cannot load the handler
+  1  if it cannot listen, cannot load the handler, or was stopped by an error
   2  for wrong usage
   3  if handlers still run after the stop
 

@@ -13,8 +13,8 @@ from ..transport.listeners import show_address
 class JsonFormatter(logging.Formatter):
     """Formats a record as a JSON object in one line of printable ASCII.
 
-    Its members: ``time`` (ISO 8601, UTC), ``level``, ``event``, ``client`` (its number), ``address`` (as people write
-    it), ``message``; each of the last four is ``null`` if the record has none. ``exception``, a traceback, and
+    Its members: ``time`` (ISO 8601, UTC), ``level``, ``event``, ``client`` (its number) and ``address`` (as people
+    write it), each of these three ``null`` if the record has none; ``message``. ``exception``, a traceback, and
     ``stack`` are there only if the record has them. *Thread safety*: any thread.
     """
 
