@@ -35,10 +35,11 @@ exit status:
   3  if handlers still run after the stop
 
 examples:
-  threaded_echo --host "" --port 7777 --max-clients 500 --idle-timeout 60
-  threaded_echo --handler mymodule:MyHandler --workers 2
-  threaded_echo --tls-cert cert.pem --tls-key key.pem --log-json --metrics-port 9100
-  threaded_echo --unix /run/echo.sock --unix-mode 660
+  python3 -m threaded_echo --host "" --port 7777 --idle-timeout 60
+  python3 -m threaded_echo --handler mymodule:MyHandler --workers 2
+  python3 -m threaded_echo --tls-cert cert.pem --tls-key key.pem --log-json
+  python3 -m threaded_echo --max-clients 500 --metrics-port 9100
+  python3 -m threaded_echo --unix /run/echo.sock --unix-mode 660
 """
 
 # The arguments that are options of the server under the same name: what a value is read by, its name, the help.
