@@ -1,7 +1,9 @@
 """``--live`` on a terminal, and where there is none."""
 from __future__ import annotations
 
+import logging
 import re
+import signal
 import socket
 import sys
 import threading
@@ -15,7 +17,7 @@ from threaded_echo.command import run as cli
 from threaded_echo.observe.live import Table
 from threaded_echo.observe.recent import RecentMessages
 
-from ..tools import LOOPBACK, ask, connect, receive, receive_all
+from ..tools import LOOPBACK, ask, connect, receive, receive_all, wait_until
 from .operating import STOPPED, run
 from .terminal import Terminal, run_on
 from .test_ending import Blocked
@@ -122,6 +124,51 @@ def test_second_signal_cuts_the_connections(named):
 
     assert run_on(Terminal(), ["--drain-timeout", "300", "--handler", named(Blocked)], script) == cli.OK
     assert re.search(STOPPED.format(0, 1, 0), seen[0])
+
+
+def test_table_is_out_of_the_way_while_the_process_is_stopped(monkeypatch):
+    """Ctrl-Z: the shell has the terminal as it was, with the lines so far, until the process goes on."""
+    stopped, goes_on = threading.Event(), threading.Event()
+
+    def stop(number):
+        """Stop as the process would."""
+        assert signal.getsignal(number) is signal.SIG_DFL
+        stopped.set()
+        wait_until(goes_on)
+
+    def script(terminal):
+        """Stop it, and have it go on."""
+        address = address_on(terminal)
+        assert ask(address, b"fail\n") == b"fail\n"
+        logging.getLogger("threaded_echo").error("an error")
+        terminal.wait_for("an error")
+        terminal.interrupt(signal.SIGTSTP)
+        wait_until(stopped)
+        terminal.wait_for(rf"{LEAVE}\n.*threaded_echo: an error\n$")
+        assert ask(address, b"hello") == b"hello"
+        goes_on.set()
+        terminal.wait_for(rf"^{ENTER}.* threaded_echo on ")
+        end(terminal)
+
+    monkeypatch.setattr(signal, "raise_signal", stop)
+    assert run_on(Terminal(), [], script, with_errors=True) == cli.OK
+    assert signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
+
+
+def test_signal_that_is_ignored_stays_so():
+    """As in a shell without job control; and a program's own handler is left alone."""
+    before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+
+    def script(terminal):
+        """Look."""
+        address_on(terminal)
+        assert signal.getsignal(signal.SIGTSTP) is signal.SIG_IGN
+        end(terminal)
+
+    try:
+        assert run_on(Terminal(), [], script) == cli.OK
+    finally:
+        signal.signal(signal.SIGTSTP, before)
 
 
 def test_terminal_that_takes_nothing_holds_up_neither_the_service_nor_the_end(monkeypatch):

@@ -73,7 +73,27 @@ def test_frames_replace_each_other_and_the_end_restores_the_terminal(made):
     shared.write(output, "after")
     assert written == [("output", f"{ENTER}{HOME}frame 1{HOME}"), ("output", f"{HOME}frame 2{HOME}"),
                        ("output", f"{LEAVE}stopping: 0 clients live\nstopped"), ("output", "waited"),
-                       ("errors", TRACEBACK), ("output", "after")]
+                       ("errors", TRACEBACK), ("errors", "waited"), ("output", "after")]
+
+
+def test_frames_come_again_after_the_terminal_was_given_back(made):
+    """As while the process is stopped: the lines so far are written, and later ones at the next end."""
+    shared, output, _, written = made
+    shared.draw("frame 1")
+    shared.write(output, "one")
+    shared.step_aside()
+    shared.draw("frame 2")
+    shared.write(output, "at once")
+    shared.step_back()
+    shared.draw("frame 3")
+    shared.write(output, "two")
+    shared.leave()
+    shared.step_aside()
+    shared.step_back()
+    shared.draw("frame 4")
+    assert written == [("output", f"{ENTER}{HOME}frame 1{HOME}"), ("output", f"{LEAVE}one"), ("output", "waited"),
+                       ("output", "at once"), ("output", f"{ENTER}{HOME}frame 3{HOME}"), ("output", f"{LEAVE}two"),
+                       ("output", "waited")]
 
 
 def test_errors_that_go_elsewhere_are_not_held(made):

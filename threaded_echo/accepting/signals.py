@@ -57,12 +57,14 @@ def _watch_forks() -> None:
 
 
 def _restore_in_child() -> None:
-    """Let SIGTERM end a process that a handler has forked, and SIGHUP do what it did before the server ran.
+    """Let SIGTERM end a process that a handler has forked, and others do what they did before the server ran.
 
     Not left to our handler in that process: it runs late or never there, if another thread than the main one has forked
     (seen on 3.13 to 3.15).
     """
-    for number in (signal.SIGTERM, RELOAD):
-        handlers = [before[number] for before in _replaced if number in before]
-        for handler in handlers[:1]:
-            signal.signal(number, handler)
+    first: dict[int, Any] = {}
+    for before in reversed(_replaced):
+        first.update(before)
+    first.pop(signal.SIGINT, None)
+    for number, handler in first.items():
+        signal.signal(number, handler)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
+from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -31,6 +33,7 @@ INTERVAL = 0.5
 _SHARE = 30  # a pause is at least so many times as long as the frame before it has taken: 3 % of a processor at most
 _FIRST = 0.1  # seconds until the first look whether the server accepts
 _JOIN = 1.0  # seconds for the thread to end, which waits for nothing
+_PAUSE: int | None = getattr(signal, "SIGTSTP", None)  # of Ctrl-Z; Windows has none
 
 
 class LiveTable:
@@ -43,18 +46,29 @@ class LiveTable:
         title = ", ".join(show_address(address) for address in addresses_of(server))
         self._table = Table(f"threaded_echo on {title}", screen.encoding)
         self._ended = threading.Event()
+        self._stack = ExitStack()
         self._thread = threading.Thread(target=self._run, name="threaded_echo live", daemon=True)
 
     def __enter__(self) -> LiveTable:
         self._thread.start()
+        if _PAUSE is not None and signal.getsignal(_PAUSE) is signal.SIG_DFL:  # neither ignored nor the program's
+            self._stack.enter_context(handled(self._pause, [_PAUSE]))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
-        with handled(lambda number: None):  # a signal must not leave the terminal in disorder
+        with self._stack, handled(lambda number: None):  # a signal must not leave the terminal in disorder
             self._ended.set()
             self._thread.join(_JOIN)
             self._screen.leave()
+
+    def _pause(self, number: int) -> None:
+        """Stop the process, as the signal does by itself, with the table out of the way. In the main thread."""
+        self._screen.step_aside()
+        handler = signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # returns when the process goes on
+        signal.signal(number, handler)
+        self._screen.step_back()
 
     def _run(self) -> None:
         pause = _FIRST

@@ -6,6 +6,7 @@ Guarantees:
   that were logged meanwhile, in their order. At most `MOST_HELD` of them are kept, the newest; the rest is counted.
 - Nothing here waits for the terminal but the end of the table, and that for a moment. A frame is left out if the one
   before is not written yet, as when the terminal is stopped (Ctrl-S).
+- While the process is stopped (Ctrl-Z), it is the same as after the end.
 - Each frame fills the screen, so that it also replaces what a handler has printed, and what was typed.
 """
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Screen:
         self._clock = clock
         # Guards the fields below, and keeps lines in order. Re-entrant, for signal handlers that log.
         self._lock = threading.RLock()
-        self._is_shown = self._is_over = False
+        self._is_shown = self._is_over = self._is_aside = False
         self._held: collections.deque[tuple[Writer, str]] = collections.deque()
         self._dropped = 0
         self._notes: collections.deque[str] = collections.deque(maxlen=3)
@@ -76,9 +77,9 @@ class Screen:
             return list(self._notes)
 
     def draw(self, frame: str) -> None:
-        """Show a frame, in place of the one before; not after `leave`."""
+        """Show a frame, in place of the one before; not after `leave` or `step_aside`."""
         with self._lock:
-            if self._is_over or not self._output.wait_until_written(0):
+            if self._is_over or self._is_aside or not self._output.wait_until_written(0):
                 return
             enter = "" if self._is_shown else _ENTER
             self._is_shown = True
@@ -87,8 +88,20 @@ class Screen:
 
     def leave(self) -> None:
         """Show what was there before the table, and write the lines that were held. May be called again."""
+        self._is_over = True
+        self._leave()
+
+    def step_aside(self) -> None:
+        """Do as `leave`, until `step_back`. May be called in a signal handler."""
+        self._is_aside = True
+        self._leave()
+
+    def step_back(self) -> None:
+        """Allow frames again."""
+        self._is_aside = False
+
+    def _leave(self) -> None:
         with self._lock:
-            self._is_over = True
             if not self._is_shown:
                 return
             self._is_shown = False
@@ -100,9 +113,11 @@ class Screen:
             lines = first + [line for writer, line in held if writer is self._output]
             self._output.write(_LEAVE + "\n".join(lines))
         self._output.wait_until_written(_LEAVING)  # or the others might be written to the screen that is left
-        for writer, line in held:
-            if writer is self._errors:
-                writer.write(line)
+        errors = [line for writer, line in held if writer is self._errors]
+        for line in errors:
+            self._errors.write(line)
+        if errors:
+            self._errors.wait_until_written(_LEAVING)  # or a table that comes back might be written over them
 
 
 def _shortened(text: str) -> str:
