@@ -1,8 +1,8 @@
 """A server's counts for Prometheus. Needs the package ``prometheus-client`` (the extra ``metrics``).
 
-A scrape takes one snapshot of each server, so that all values of a server in it are of the same moment, but for the
-bytes of live clients. The server does nothing for it between two scrapes, except that it records how long each client
-was connected.
+A scrape takes one snapshot of each server, so that the counts of its clients in it are of the same moment; those of
+threads and of offloaded calls, and the bytes of live clients, are read right after that. The server does nothing for it
+between two scrapes, except that it records how long each client was connected.
 """
 from __future__ import annotations
 
