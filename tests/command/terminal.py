@@ -40,8 +40,10 @@ class Terminal(Operator):
         return found
 
     def close(self) -> None:
-        """Close our end."""
-        os.close(self._ours)
+        """Close our end, once."""
+        if self._ours >= 0:
+            ours, self._ours = self._ours, -1
+            os.close(ours)
 
 
 def run_on(terminal: Terminal, arguments: list[str], script: Callable[[Terminal], object],

@@ -1,7 +1,9 @@
 """``--live`` on a terminal, and where there is none."""
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import signal
 import socket
@@ -188,6 +190,18 @@ def test_terminal_that_takes_nothing_holds_up_neither_the_service_nor_the_end(mo
     assert run_on(Terminal(), [], script) == cli.OK
 
 
+def test_terminal_that_has_gone_ends_the_command(capsys):
+    """As an output that takes no more lines does, also if SIGHUP does not end it: a certificate is read anew then."""
+    def script(terminal):
+        """Close it after the first frame."""
+        address_on(terminal)
+        terminal.close()
+
+    assert run_on(Terminal(), [], script) == cli.FAILED
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+    assert capsys.readouterr().err == f"threaded_echo: stopped by an error: {error}\n"
+
+
 def test_table_that_fails_is_left_and_the_server_goes_on(monkeypatch, capsys):
     """What only shows must not harm what serves."""
     is_seen = threading.Event()
@@ -272,9 +286,9 @@ def test_rich_that_is_missing_is_told_in_a_line(monkeypatch, capsys):
         'threaded_echo: --live needs the package rich (the extra "live"): python3 -m pip install rich\n')
 
 
-@pytest.mark.parametrize("up, size, drawn", [(0.0, (80, 24), 0), (1.0, None, 0), (1.0, (80, 24), 2)])
-def test_table_is_drawn_when_the_server_accepts_and_there_is_a_terminal(up, size, drawn):
-    """Before that, and when the terminal has gone, it waits."""
+@pytest.mark.parametrize("up, size, drawn", [(0.0, (80, 24), 0), (1.0, None, 2), (1.0, (80, 24), 2)])
+def test_table_is_drawn_when_the_server_accepts(up, size, drawn):
+    """Before that it waits; but not when the terminal has gone, which the frame is to find out."""
     class Ended:
         """Ends after two looks."""
 

@@ -71,11 +71,12 @@ class LiveTable:
         self._screen.step_back()
 
     def _run(self) -> None:
-        pause = _FIRST
+        pause, size = _FIRST, (80, 24)
         try:
             while not self._ended.wait(pause):
                 began = time.monotonic()
-                if self._server.stats().seconds_up and (size := self._screen.size()) is not None:
+                if self._server.stats().seconds_up:
+                    size = self._screen.size() or size  # if the terminal has gone, the frame finds that out
                     self._draw(*size)
                     pause = max(INTERVAL, _SHARE * (time.monotonic() - began))
         except Exception:  # a mistake in what only shows must not harm what serves
