@@ -6,7 +6,7 @@ import pytest
 from threaded_echo.command import screen
 from threaded_echo.command.screen import Screen
 
-ENTER, LEAVE, HOME = "\x1b[?1049h\x1b[?7l\x1b[?25l\x1b[2J", "\x1b[?25h\x1b[?7h\x1b[?1049l", "\x1b[H"
+ENTER, LEAVE, HOME = "\x1b[?1049h\x1b[?7l\x1b[?25l\x1b[2J", "\x1b[H\x1b[2J\x1b[?25h\x1b[?7h\x1b[?1049l", "\x1b[H"
 
 TRACEBACK = """threaded_echo: client 3: its handler has failed
 Traceback (most recent call last):

@@ -25,7 +25,7 @@ _LEAVING = 1.0  # seconds for the terminal to take the end of the table
 
 # The alternate screen; lines that are too long are cut, as some characters are wider than expected; no cursor.
 _ENTER = "\x1b[?1049h\x1b[?7l\x1b[?25l\x1b[2J"
-_LEAVE = "\x1b[?25h\x1b[?7h\x1b[?1049l"
+_LEAVE = "\x1b[H\x1b[2J\x1b[?25h\x1b[?7h\x1b[?1049l"  # cleared first, for terminals without an alternate screen
 _HOME = "\x1b[H"
 
 
