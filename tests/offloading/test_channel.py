@@ -193,6 +193,17 @@ def test_sender_looks_from_time_to_time_whether_the_receiver_is_there(monkeypatc
         assert outcome == [None] if not is_over else isinstance(outcome[0], Disconnected)
 
 
+def test_sender_looks_though_the_receiver_goes_on(monkeypatch):
+    """One that reads slowly would otherwise keep the sender for as long as it likes."""
+    monkeypatch.setattr(channel, "CHECK_INTERVAL", 1000.0)
+    with channels() as (near, far):
+        near._is_over = Waiting(True)
+        with calling(near.send, 1, b"", [bytes(1000), bytes(LARGE), bytes(LARGE)]) as outcome:
+            far.receive().stream.read(channel._PIECE - 1000)  # the rest of a piece has room in the socket
+            wait_until(near._is_over.asked)
+        assert isinstance(outcome[0], Disconnected)
+
+
 def test_worker_that_waits_for_a_call_is_not_woken():
     """Only the end that can tell whether the other process has ended looks from time to time."""
     ours, theirs = channel.make_ends(multiprocessing.get_context("spawn"))

@@ -7,7 +7,7 @@ Invariants:
 - What is received ahead of its message waits in the buffer. Descriptors come with the first byte of their message.
 - A wait in the kernel ends when the other end is closed. A process that the worker has forked may keep that open, so a
   wait without progress is interrupted every `CHECK_INTERVAL` seconds, or earlier as `hasten` says, to look whether the
-  worker has ended, or its time is up.
+  worker has ended, or its time is up; and so is a long transfer with progress.
 """
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ HAS_SOCKETS = hasattr(socket, "send_fds")
 
 _AHEAD = 65536  # bytes that are received ahead
 _MOST_BUFFERS = 512  # that one system call sends; most systems allow 1,024
+_PIECE = 262_144  # bytes that it sends, if somebody looks in between whether to go on
 _ANCILLARY = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize) if HAS_SOCKETS else 0
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -95,7 +96,7 @@ class SocketChannel:
         first = 0
         while first < len(rest):
             try:
-                sent = self._socket.sendmsg(rest[first:first + _MOST_BUFFERS], ancillary, _NO_SIGNAL)
+                sent = self._socket.sendmsg(self._next_piece(rest[first:first + _MOST_BUFFERS]), ancillary, _NO_SIGNAL)
             except OSError as error:
                 self._go_on_after(error)
                 continue
@@ -105,6 +106,21 @@ class SocketChannel:
                 first += 1
             if sent:
                 rest[first] = memoryview(rest[first])[sent:]
+            if first < len(rest):
+                self._go_on()
+
+    def _next_piece(self, buffers: list[Any]) -> list[Any]:
+        """Return what to send at once: a receiver that reads slowly keeps a system call going, however long it takes.
+        """
+        if self._is_over is None:
+            return buffers
+        piece, room = [], _PIECE
+        for each in buffers:
+            piece.append(each if len(each) <= room else memoryview(each)[:room])
+            room -= len(each)
+            if room <= 0:
+                break
+        return piece
 
     def receive(self) -> Incoming:
         """Wait for a message, and receive so much of it as there is. Raises Disconnected."""
@@ -192,7 +208,7 @@ class SocketChannel:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Look whether the other process is there, after a wait that was interrupted, with or without progress."""
+        """Look whether the other process is there, after a piece of a message, or a wait that was interrupted."""
         if self._is_over is not None and self._is_over():
             raise Disconnected
 

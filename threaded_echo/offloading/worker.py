@@ -95,7 +95,7 @@ class Worker:
         self._ended = False  # guarded by _children_lock
         ours, theirs = make_ends(context)
         self._caller: Call | None = None  # of the call that is being sent, or whose reply is being received
-        self._deadline: float | None = None  # until when a transfer may make no progress
+        self._deadline: float | None = None  # until when a transfer may wait
         self._channel = open_end(ours, self._has_no_time)
         # No daemon, since daemons may not have processes of their own. `processes` ends it with the interpreter.
         self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
@@ -197,7 +197,7 @@ class Worker:
         self.limit(None if left is None else time.monotonic() + left)
 
     def limit(self, deadline: float | None) -> None:
-        """Give a transfer up that makes no progress at this time, as if the process had ended; ``None``: at none."""
+        """Give a transfer up that still waits at this time, as if the process had ended; ``None``: at none."""
         if deadline is None:
             self._caller = None
             if self._deadline is None:
@@ -300,7 +300,7 @@ class Worker:
         return look([self._channel, self._end], seconds, connection)
 
     def _has_no_time(self) -> bool:
-        """Return whether a transfer that makes no progress is given up."""
+        """Return whether a transfer that waits, or has sent a piece, is given up."""
         if not self.is_alive():
             return True
         if self._deadline is None:
