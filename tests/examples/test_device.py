@@ -35,6 +35,7 @@ def test_line_is_answered(supply: Any, lines: bytes, answer: bytes) -> None:
     (b"\xff", b'-113,"Undefined header"'),
     (b"VOLTA 5", b'-113,"Undefined header"'), (b"VOLT", b'-109,"Missing parameter"'),
     (b"VOLT? 5", b'-108,"Parameter not allowed"'), (b"VOLT five", b'-104,"Data type error"'),
+    (b"VOLT 1_0", b'-104,"Data type error"'),
     (b"VOLT 30.1", b'-222,"Data out of range"'), (b"VOLT -1", b'-222,"Data out of range"'),
     (b"VOLT nan", b'-222,"Data out of range"'), (b"OUTP MAYBE", b'-224,"Illegal parameter value"'),
 ])

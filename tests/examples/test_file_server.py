@@ -13,7 +13,7 @@ from threaded_echo.examples import file_server
 from threaded_echo.examples.file_server import FileHandler, FileServer
 
 from ..conftest import LOOPBACK
-from ..tools import GUARD
+from ..tools import GUARD, ask
 from .programs import operate
 
 
@@ -57,6 +57,14 @@ def test_wrong_number_is_a_bad_request(connection: Any, query: str) -> None:
     """Nothing is computed."""
     status, text = get(connection, f"/slow?{query}")
     assert status == 400 and "below must be " in text
+
+
+@pytest.mark.parametrize("path", [b"/%00", b"http://[nowhere/"])
+def test_path_that_cannot_be_one_is_a_bad_request(connection: Any, path: bytes) -> None:
+    """It is no failure of the handler's. Some versions of Python look for null bytes themselves, and find no file."""
+    answer = ask(connection.server, b"GET %s HTTP/1.0\r\n\r\n" % path)
+    assert answer.startswith((b"HTTP/1.1 400 this is no path", b"HTTP/1.1 404 "))
+    assert connection.server.stats().failed == 0
 
 
 @pytest.mark.parametrize("error", [WorkerDied("out of memory"), OffloadRefused("too many calls")])

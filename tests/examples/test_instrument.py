@@ -8,6 +8,7 @@ import pytest
 
 from threaded_echo.examples import instrument
 from threaded_echo.examples.device import Supply, SupplyHandler
+from threaded_echo.testing import Recorder
 
 from ..conftest import LOOPBACK
 
@@ -33,3 +34,13 @@ def test_instrument_that_is_not_there_is_told() -> None:
         port = server.server_address[1]
     with pytest.raises(SystemExit, match="^instrument: .*refused"):
         instrument.main(["127.0.0.1", str(port)])
+
+
+@pytest.mark.parametrize("reply, volts, reason", [
+    (b"PSU", "5", "invalid literal for int.*'PSU'"), (b"0,PSU", "5", "could not convert string to float: '0,PSU'"),
+    (b"\xff", "5", "'ascii' codec can't decode"), (b"PSU", "\u0665", "'ascii' codec can't encode")])
+def test_what_is_no_instrument_or_no_number_is_told(serve: Any, reply: bytes, volts: str, reason: str) -> None:
+    """The exit message has the reason."""
+    server = serve(Recorder(reply))
+    with pytest.raises(SystemExit, match=f"^instrument: {reason}"):
+        instrument.main(["127.0.0.1", str(server.server_address[1]), "--volts", volts])

@@ -122,6 +122,23 @@ def test_outcome_of_pytests_in_a_handler_fails_the_test(outcome: Callable[[str],
     assert problems(threaded_server).endswith(": not this line")
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), BaseExceptionGroup("two", [SystemExit(3)])])
+def test_what_is_no_exception_fails_the_test_unless_it_is_expected(error: BaseException) -> None:
+    """No server handles it, and the end of a thread by SystemExit is told to nobody."""
+    threaded_server = ServerFactory()
+    for raises in ((), type(error)):
+        assert ask(threaded_server(failing(error), raises=raises), b"a\n") == b""
+    text = problems(threaded_server)
+    assert text.count("client 1: its handler has failed:") == 1 and type(error).__name__ in text
+
+
+@pytest.mark.parametrize("wrong", [[ValueError], "ValueError", ValueError("text"), None, int, (ValueError, int)])
+def test_wrong_raises_is_an_error_at_the_call(wrong: Any) -> None:
+    """Nothing has been started."""
+    with ServerFactory() as threaded_server, pytest.raises(TypeError, match="^raises must be an exception class, or "):
+        threaded_server(raises=wrong)
+
+
 def test_client_that_goes_away_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
     """Nor is what a stop raises in a handler."""
     gate = Gate(lambda handler: handler.request.sendall(b"x" * 10_000_000))

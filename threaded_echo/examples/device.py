@@ -64,7 +64,7 @@ class SupplyHandler(LineHandler):
     def set_voltage(self, parameter: str) -> None:
         """Set the voltage."""
         try:
-            volts = float(parameter)
+            volts = float(parameter.replace("_", "?"))  # Python allows it in numbers, SCPI does not
         except ValueError:
             raise ValueError('-104,"Data type error"') from None
         if not 0 <= volts <= HIGHEST:

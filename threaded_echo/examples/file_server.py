@@ -38,9 +38,12 @@ class FileHandler(SimpleHTTPRequestHandler, ClientHandler):
 
     def send_head(self) -> Any:
         """Send the head of an answer, and return its body as a file; ``None``: it has none."""
-        url = urlsplit(self.path)
-        if url.path != "/slow":
-            return super().send_head()
+        try:
+            url = urlsplit(self.path)
+            if url.path != "/slow":
+                return super().send_head()
+        except ValueError:  # a null byte, or a host in brackets that is none
+            return self.send_error(HTTPStatus.BAD_REQUEST, "this is no path")
         try:
             below = int(parse_qs(url.query).get("below", [str(MOST)])[0])
         except ValueError:

@@ -21,7 +21,8 @@ class InstrumentError(Exception):
 class Instrument:
     """Speaks to an instrument with SCPI, a line each way; a query is sent again if the connection was lost meanwhile.
 
-    ``timeout``: seconds to wait for an answer. Methods raise OSError if there is none.
+    ``timeout``: seconds to wait for an answer. Methods raise OSError if there is none, and ValueError if it is wrong,
+    or if the text to send is not ASCII.
     """
 
     def __init__(self, address: tuple[Any, ...], timeout: float = 5.0) -> None:
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             instrument.tell(f"VOLT {options.volts}")
             instrument.tell("OUTP ON")
             print(f"{instrument.measure():.3f} V")
-    except (OSError, InstrumentError) as error:
+    except (OSError, OverflowError, ValueError, InstrumentError) as error:
         raise SystemExit(f"instrument: {error}") from None
 
 

@@ -22,9 +22,6 @@ else:
 Server = TypeVar("Server")
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
-_OUTCOMES = (pytest.fail.Exception, pytest.skip.Exception)
-"""What pytest.fail() and pytest.skip() raise: no subclasses of Exception, so that a server does not handle them."""
-
 
 class Failure(NamedTuple):
     """An exception of a handler, or of a hook of a program's server class."""
@@ -79,9 +76,11 @@ class ServerFactory:
 
         ``handler``: a handler class, or a `record`. ``raises``: an exception class, or a tuple of them, that handlers
         of this server are expected to raise: the test fails if none does, or if one raises another. ``server_class``:
-        any class that is built on socketserver; `ThreadedMixIn` is put before it. Other keywords are the options of the
-        server. Raises what making and starting it raises. *Thread safety*: any thread.
+        any class that is built on socketserver; `ThreadedMixIn` is put before it. Other keywords are what that class
+        takes: the servers of this package, and their subclasses, take the options. Raises what making and starting it
+        raises. *Thread safety*: any thread.
         """
+        _check(raises)
         bases = (_Watched, *(() if issubclass(server_class, ThreadedMixIn) else (ThreadedMixIn,)), server_class)
         body = {"__module__": server_class.__module__, "_threaded_failures": self._failures}
         server: Any = type(server_class.__name__, bases, body)(address, handler, **options)
@@ -114,10 +113,12 @@ class _Watched(_Base):
     _threaded_failures: list[Failure]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Run the handler, whose pytest.fail() is its failure."""
+        """Run the handler, whose pytest.fail() or sys.exit(), which raise no Exception, is its failure, too."""
         try:
             super().finish_request(request, client_address)
-        except _OUTCOMES:
+        except Exception:
+            raise
+        except BaseException:  # which would end the thread, and nothing else
             self.handle_error(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -135,6 +136,13 @@ class _Watched(_Base):
         if error is not None and kind == HOOKS:
             self._threaded_failures.append(Failure(self, f"{message % arguments}:", error))
         super()._threaded_log(kind, level, message, *arguments, **keywords)
+
+
+def _check(raises: object) -> None:
+    """Raise TypeError unless it is an exception class, or a tuple of them."""
+    for each in raises if isinstance(raises, tuple) else (raises,):
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(f"raises must be an exception class, or a tuple of them, not {raises!r}")
 
 
 def _stop(server: Any) -> list[str]:
