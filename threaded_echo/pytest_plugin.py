@@ -24,7 +24,7 @@ def threaded_server() -> Iterator[ServerFactory]:
 
     ``device = threaded_server.record({b"PING": b"PONG"})`` makes a handler that replies from a script: a reply for all
     messages, a list of replies, a mapping, or a function. ``device.messages`` has what clients have sent, and
-    ``device.received`` the same by client number. ``help(threaded_echo.testing)`` says more.
+    ``device.received`` the same by client number. ``help("threaded_echo.testing")`` says more.
     """
     from .testing import ServerFactory
     with ServerFactory() as factory:
