@@ -179,8 +179,9 @@ class ThreadedMixIn(AcceptingHooks):
 
         Not reached, too, are clients that have just gone, those that the server has disconnected, those whose handler
         has not begun (a PROXY header or a TLS handshake is not done), and connections that are no ordinary sockets: of
-        a class with a ``send`` or ``sendall`` of its own, datagrams, and TLS by an ``sslsocket_class``. That is no
-        error, and nothing is raised but TypeError, if ``data`` is not bytes-like, or ``exclude`` names no clients.
+        a class with a ``send`` or ``sendall`` of its own, datagrams, and TLS by an ``sslsocket_class`` or that the
+        handler has ended by ``unwrap``. That is no error, and nothing is raised but TypeError, if ``data`` is not
+        bytes-like, or ``exclude`` names no clients.
 
         *Thread safety*: any thread, and signal handlers. What one thread sends to a client arrives in order; but a
         `LineHandler` sends its replies to lines that have arrived together after the last of them, and so after what it

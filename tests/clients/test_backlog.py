@@ -261,6 +261,24 @@ def test_send_of_nothing_sends_the_rest_of_a_record(tls_pair, data):  # noqa: F8
     client._end()
 
 
+@pytest.mark.parametrize("act", [lambda client: client._connection.go_on(), lambda client: client.send(b"own")])
+def test_handler_that_ends_tls_drops_what_is_queued(tls_pair, act):  # noqa: F811
+    """That must not go out in the clear; so its own sends fail, too, as they come after it."""
+    ours, theirs = tls_pair
+    client = make(ours)
+    with client._connection.sending:
+        assert client._connection.queue(b"secret") is Offer.WAITS
+    with running(theirs.unwrap):
+        ours.unwrap()
+    with pytest.raises(ConnectionAbortedError, match="TLS has ended"):
+        act(client)
+    client._connection.obstacle = None
+    assert client._connection.offer(b"secret") is Offer.MISSED
+    ours.shutdown(socket.SHUT_WR)
+    assert socket.socket.recv(theirs, 100) == b""
+    client._end()
+
+
 def test_client_that_goes_in_the_middle_is_no_error_of_the_sender(pair, monkeypatch):
     """Its handler has closed the connection by itself, and so its thread does not wait for whoever is sending."""
     outer, client = pair

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from threaded_echo.transport import at_once, tls_sharing
+from threaded_echo.transport import at_once
 from threaded_echo.transport.at_once import can_send_at_once, is_behind, send_at_once
 from threaded_echo.transport.kernel_timeouts import has_stalled
 
@@ -151,11 +151,24 @@ def test_tls_to_which_another_thread_sends_takes_nothing(pair):  # noqa: F811
         release.set()
 
 
-def test_tls_that_has_ended_is_an_ordinary_socket(pair):  # noqa: F811
-    """What is sent after that goes out as it is, and does not wait either."""
+def test_tls_that_has_ended_takes_nothing_that_would_go_out_in_the_clear(pair):  # noqa: F811
+    """Whoever sends to all does not know that the handler has ended it."""
     ours, theirs = pair
     with running(theirs.unwrap):
         ours.unwrap()
-    ours.settimeout(GUARD)
-    assert send_at_once(ours, b"x") == 1 and socket.socket.recv(theirs, 1) == b"x"
-    assert fill(ours) and tls_sharing.SharedTLSSocket is type(ours)
+    assert not can_send_at_once(ours)
+    with pytest.raises(ConnectionAbortedError):
+        send_at_once(ours, b"x")
+
+
+def test_record_that_tls_has_begun_goes_out_ahead_of_its_end(pair):  # noqa: F811
+    """OpenSSL would refuse to end it in the middle."""
+    ours, theirs = pair
+    ours.setblocking(True)
+    own = ours._sslobj
+    ours._sslobj = Narrow(own)
+    assert send_at_once(ours, b"begun") == 5 and is_behind(ours)
+    received = []
+    with running(lambda: received.extend([receive(theirs, 5), theirs.unwrap()])):
+        ours.unwrap()
+    assert received[0] == b"begun" and not is_behind(ours)

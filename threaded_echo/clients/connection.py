@@ -121,6 +121,8 @@ class Connection:
             self.obstacle = None  # what is queued from now on may come after the caller's message
         backlog.tell_sender()
         try:
+            if not can_send_at_once(request):
+                raise ConnectionAbortedError("its TLS has ended, and what waited must not go out in the clear")
             request.sendall(b"".join(backlog.pieces))
             if is_behind(request):  # nothing was queued but the end of a record
                 request.send(b"")

@@ -20,7 +20,7 @@ def can_send_at_once(connection: Any) -> bool:
     """Return whether `send_at_once` may be called with ``connection``.
 
     Not with a class that has a ``send`` or ``sendall`` of its own, which alone knows what is to go out in what form;
-    nor with TLS ahead of its handshake, or of a class of the program's own.
+    nor with TLS ahead of its handshake, after its end, or of a class of the program's own.
     """
     cls = type(connection)
     if cls is socket.socket:
@@ -30,7 +30,7 @@ def can_send_at_once(connection: Any) -> bool:
     if tls.as_tls(connection) is not None:
         from .tls_sharing import SharedTLSSocket  # which imports ssl
 
-        return cls is SharedTLSSocket
+        return isinstance(connection, SharedTLSSocket) and connection._sslobj is not None
     return cls.send is socket.socket.send and cls.sendall is socket.socket.sendall
 
 
@@ -39,8 +39,8 @@ def send_at_once(connection: Any, data: bytes | memoryview) -> int:
 
     Raises OSError if the connection has ended. The caller is the only one who sends; see also `is_behind`.
     """
-    if type(connection) is not socket.socket and getattr(connection, "_sslobj", None) is not None:  # else TLS has ended
-        taken: int = connection.send_at_once(data)
+    if type(connection) is not socket.socket and tls.as_tls(connection) is not None:
+        taken: int = connection.send_at_once(data)  # if TLS has ended, it raises: nothing goes out in the clear
         return taken
     # If it has a time-out, Python waits for room that long ahead of its first try, whatever the flag says.
     if (connection.gettimeout() is not None or not _DONTWAIT) and not wait_for(connection, 0.0, to_send=True):

@@ -10,8 +10,9 @@ Guarantees:
   and who has to wait does so outside. Whoever asks for the socket's time-out is told the one that was set.
 - What one call of ``send`` has begun is not mixed with another's: OpenSSL wants to go on with the same bytes. A record
   that ``send_at_once`` had to leave in its middle goes ahead of whatever is sent next, by whomever.
-- As soon as TLS has ended, by ``unwrap``, the socket is an ordinary one. ``shutdown`` does not end TLS, as Python's own
-  does: what another thread sends after a ``shutdown(SHUT_RD)`` would go out in the clear.
+- As soon as TLS has ended, by ``unwrap``, the socket is an ordinary one, but for ``send_at_once``, which raises.
+  ``shutdown`` does not end TLS, as Python's own does: what another thread sends after a ``shutdown(SHUT_RD)`` would go
+  out in the clear.
 
 It is imported when a handshake is done, since it imports `ssl`.
 """
@@ -138,6 +139,8 @@ class SharedTLSSocket(ssl.SSLSocket):
 
     def unwrap(self) -> Any:
         """End TLS, as `ssl.SSLSocket.unwrap`."""
+        if self.begun is not None:  # OpenSSL would want to go on with that
+            self.send(b"")
         plain = self._do(super().unwrap)
         self.begun = None
         self.settimeout(self._timeout)
