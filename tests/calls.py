@@ -305,8 +305,9 @@ stopped: list[int] = []
 
 
 def stop(process: int) -> None:
-    """Stop a process in the middle of whatever it does."""
+    """Stop a process in the middle of whatever it does, and return when it has stopped: see `kill`."""
     os.kill(process, signal.SIGSTOP)
+    os.waitid(os.P_PID, process, os.WSTOPPED | os.WNOWAIT)
     stopped.append(process)
 
 
