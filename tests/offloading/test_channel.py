@@ -128,14 +128,17 @@ def interrupt(size: int) -> bytes:
 
 
 class Waiting:
-    """Answers whether the other process has ended: says that it was asked, and answers as the test does."""
+    """Answers whether the other process has ended: says that it was asked so often, and answers as the test does."""
 
-    def __init__(self, answer: bool) -> None:
+    def __init__(self, answer: bool, times: int = 1) -> None:
         self.asked = threading.Event()
         self.answer = answer
+        self._left = times
 
     def __call__(self) -> bool:
-        self.asked.set()
+        self._left -= 1
+        if self._left <= 0:
+            self.asked.set()
         return self.answer
 
 
@@ -182,10 +185,10 @@ def test_pipe_cannot_be_hastened():
 
 @pytest.mark.parametrize("is_over", [True, False])
 def test_sender_looks_from_time_to_time_whether_the_receiver_is_there(monkeypatch, is_over):
-    """It cannot go on, since the receiver does not read."""
+    """It cannot go on, since the receiver does not read: at first a part of a piece is sent, and then nothing."""
     monkeypatch.setattr(channel, "CHECK_INTERVAL", 0.01)
     with channels() as (near, far):
-        near._is_over = Waiting(is_over)
+        near._is_over = Waiting(is_over, 1 if is_over else 3)
         with calling(near.send, 1, b"", [bytes(LARGE)] * 2) as outcome:
             wait_until(near._is_over.asked)
             if not is_over:
@@ -205,12 +208,14 @@ def test_sender_looks_though_the_receiver_goes_on(monkeypatch):
 
 
 def test_worker_that_waits_for_a_call_is_not_woken():
-    """Only the end that can tell whether the other process has ended looks from time to time."""
+    """Only the end that can tell whether the other process has ended looks from time to time, and at each piece."""
     ours, theirs = channel.make_ends(multiprocessing.get_context("spawn"))
     looks, sleeps = channel.open_end(ours, bool), channel.open_end(theirs)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         assert any(looks._socket.getsockopt(socket.SOL_SOCKET, option, 16))
         assert not any(sleeps._socket.getsockopt(socket.SOL_SOCKET, option, 16))
+    with running(sleeps.send, 1, b"", [bytes(LARGE)]):  # in one piece
+        assert everything(looks.receive(), LARGE) == bytes(LARGE)
     looks.close()
     sleeps.close()
 
