@@ -1,7 +1,8 @@
 """Keeps values under keys, in memory, for clients of Redis: some of its commands, in its protocol (RESP).
 
 Run ``python3 -m threaded_echo.examples.key_value``, then ``redis-cli``, and type ``SET greeting hello`` and ``GET
-greeting``. ``nc 127.0.0.1 6379`` does, too, with a command in a line.
+greeting``. ``nc 127.0.0.1 6379`` does, too, with a command in a line. It speaks version 2 of the protocol, for which
+the client redis-py has to be asked: ``redis.Redis(protocol=2)``.
 """
 from __future__ import annotations
 
@@ -95,11 +96,12 @@ def put(values: dict[bytes, bytes], key: bytes, value: bytes) -> str:
     return "OK"
 
 
-def increment(values: dict[bytes, bytes], key: bytes) -> int:
-    """Add 1 to a number. Raises ValueError if it is none."""
-    if not re.fullmatch(rb"-?\d{1,18}", values.get(key, b"0")):
+def increment(values: dict[bytes, bytes], key: bytes, by: bytes = b"1") -> int:
+    """Add to a number. Raises ValueError if it is none."""
+    value = values.get(key, b"0")
+    if not all(re.fullmatch(rb"-?\d{1,18}", each) for each in (value, by)):
         raise ValueError("value is not an integer or out of range")
-    count = int(values.get(key, b"0")) + 1
+    count = int(value) + int(by)
     values[key] = b"%d" % count
     return count
 
@@ -107,9 +109,11 @@ def increment(values: dict[bytes, bytes], key: bytes) -> int:
 COMMANDS: dict[str, tuple[Callable[..., Any], int, int]] = {  # and the fewest and the most arguments of each
     "command": (lambda values, *_: [], 0, MOST_WORDS),  # redis-cli asks for what there is
     "del": (lambda values, *keys: sum(values.pop(key, None) is not None for key in keys), 1, MOST_WORDS),
+    "echo": (lambda values, message: message, 1, 1),  # with which redis-cli --pipe ends
     "exists": (lambda values, *keys: sum(key in values for key in keys), 1, MOST_WORDS),
     "get": (lambda values, key: values.get(key), 1, 1),
     "incr": (increment, 1, 1),
+    "incrby": (increment, 2, 2),
     "keys": (lambda values, pattern: [key for key in values if fnmatchcase(key, pattern)], 1, 1),
     "ping": (lambda values, *message: message[0] if message else "PONG", 0, 1),
     "quit": (lambda values: "OK", 0, 0),
