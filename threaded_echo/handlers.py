@@ -190,8 +190,8 @@ class LineHandler(ClientHandler):
 
     max_line = 65536
 
-    _rest: list[bytes]  # the pieces of a line whose end has not come yet
-    _rest_length: int
+    _pieces: list[bytes]  # the pieces of a line whose end has not come yet
+    _pieces_length: int
 
     def process(self, line: bytes) -> bytes | None:
         """Take a line without its end, and return the reply (bytes-like) without its end; ``None``: no reply."""
@@ -209,8 +209,8 @@ class LineHandler(ClientHandler):
         activity = activity_of(client, self.server)
         if activity is not None:
             process_lines, self._reply = while_busy(activity, process_lines), while_resting(activity, self._flush)
-        rest = self._rest = []
-        self._rest_length = 0
+        rest = self._pieces = []
+        self._pieces_length = 0
         size = _CHUNK
         while data := receive(size):
             if client.reason is not None and client._is_cut():  # as above
@@ -230,7 +230,7 @@ class LineHandler(ClientHandler):
                 if reply is not None:
                     send(self._ended(reply))
             else:
-                self._take(data, process_lines)
+                self._take_lines(data, process_lines)
         if rest and client._has_ended_its_stream():
             process_lines([b"".join(rest)])
 
@@ -257,20 +257,20 @@ class LineHandler(ClientHandler):
         self._flush()
         return super().offload_iter(function, *args, **kwargs)
 
-    def _take(self, data: bytes, process_lines: Callable[[list[bytes]], None]) -> None:
+    def _take_lines(self, data: bytes, process_lines: Callable[[list[bytes]], None]) -> None:
         """Process the lines that are whole by now, and keep the rest."""
         lines = data.split(b"\n")
         tail = lines.pop()
         if lines:
-            if self._rest:
-                lines[0] = b"".join((*self._rest, lines[0]))
-                self._rest.clear()
-                self._rest_length = 0
+            if self._pieces:
+                lines[0] = b"".join((*self._pieces, lines[0]))
+                self._pieces.clear()
+                self._pieces_length = 0
             process_lines([line[:-1] if line.endswith(b"\r") else line for line in lines])
         if tail:
-            self._rest.append(tail)
-            self._rest_length += len(tail)
-            if self._rest_length > self.max_line + 1:  # the byte above the limit may be a carriage return
+            self._pieces.append(tail)
+            self._pieces_length += len(tail)
+            if self._pieces_length > self.max_line + 1:  # the byte above the limit may be a carriage return
                 raise self._too_long()
 
     def _process_lines(self, lines: list[bytes]) -> None:

@@ -86,8 +86,6 @@ class Crew:
                     if not self.threads:
                         self._is_over = True
                         raise
-                    logger.warning("only %d of %d worker threads could be started", len(self.threads), count,
-                                   extra=about(None, "workers"))
                     return
                 self.threads.append(thread)
 

@@ -1,6 +1,7 @@
 """WorkerThreads: an executor of threads that let the server's own threads go first."""
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import warnings
@@ -9,8 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
+from ..observe.logs import about
 from .crew import Crew, register
 from .thread_work import Submitted, Work
+
+logger = logging.getLogger("threaded_echo")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,6 +106,7 @@ class WorkerThreads(Executor):
         crew = self._crew
         if crew is not None and crew.is_working() and not self._is_shut_down:
             return crew
+        made: Crew | None = None
         with self._lock:
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -114,6 +119,9 @@ class WorkerThreads(Executor):
                 self._finalizer = weakref.finalize(self, made.end)
                 self._finalizer.atexit = False
                 crew = self._crew = made
+        if made is not None and len(made.threads) < self.count:  # without the lock: logging runs a program's code
+            logger.warning("only %d of %d worker threads could be started", len(made.threads), self.count,
+                           extra=about(None, "workers"))
         return crew
 
     def is_current(self) -> bool:
