@@ -13,7 +13,7 @@ import pytest
 from threaded_echo import ClientHandler, StopReport, ThreadedTCPServer
 
 from .conftest import LOOPBACK
-from .tools import GUARD, Echo, Flood, Gate, ask, connect, receive_all, running, wait_until
+from .tools import GUARD, Echo, Flood, Gate, ask, connect, receive, receive_all, running, wait_until
 
 
 def test_idle_clients_are_drained(serve):
@@ -272,3 +272,15 @@ def test_thread_that_a_program_has_added_and_not_started_is_left_alone(serve):
     server = serve(Echo)
     server._threads.append(threading.Thread(target=print))
     assert server.stop().clean
+
+
+def test_stop_with_wrong_options_stops_all_the_same(serve, caplog):
+    """They were assigned to the server, which takes its defaults, and says so."""
+    server = serve(Echo)
+    server.drain_timeout, server.force_timeout = "3", -1.0
+    with connect(server) as client:
+        client.sendall(b"x")
+        assert receive(client, 1) == b"x"
+        assert server.stop().drained == 1
+    assert "drain_timeout must be a number of seconds, not '3'; the stop takes 5.0" in caplog.text
+    assert "force_timeout must be from 0 to" in caplog.text

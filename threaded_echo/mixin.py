@@ -22,6 +22,7 @@ from .observe.stats import ServerStats
 from .offloading.call import OffloadedCall
 from .report import StopReport
 from .state import ServerState
+from .stopping import timeouts_of
 
 if TYPE_CHECKING:
     import os
@@ -255,8 +256,8 @@ class ThreadedMixIn(AcceptingHooks):
                            close: Callable[[], None] | None = None, at_once: bool = False) -> StopReport:
         state = ServerState.of(self)
         try:
-            return state.stopping.run((self.drain_timeout, self.force_timeout), drain, force, remember=remember,
-                                      close=close, at_once=at_once)
+            return state.stopping.run(timeouts_of(self), drain, force,
+                                      remember=remember, close=close, at_once=at_once)
         finally:
             state.logs.flush()
 

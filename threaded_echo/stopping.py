@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from .accepting.loop import Loop, Loops
 from .clients.client import Client
@@ -29,6 +29,7 @@ from .clients.period import Period
 from .clients.registry import HandlerRegistry
 from .clients.threads import HandlerThreads, client_in_hand
 from .observe.logs import about
+from .options import OPTIONS
 from .report import StopReport, Survivor
 from .stacks import stacks_of
 from .stop import Stop
@@ -59,6 +60,20 @@ class Offloading(Protocol):
 
     def runs_in(self, thread: threading.Thread) -> bool:
         """Return whether an offloaded function runs in a thread."""
+
+
+def timeouts_of(server: Any) -> tuple[float, float]:
+    """Return the options of a stop; the default of one that is wrong, since that must not keep it from stopping."""
+    found = []
+    for name in ("drain_timeout", "force_timeout"):
+        seconds = getattr(server, name)
+        try:
+            OPTIONS[name].check(name, seconds)
+        except (TypeError, ValueError) as error:
+            seconds = OPTIONS[name].default
+            logger.error("%s; the stop takes %s", error, seconds, extra=about(None, "options"))
+        found.append(seconds)
+    return found[0], found[1]
 
 
 class Stopping:
