@@ -308,8 +308,9 @@ class ThreadedMixIn(AcceptingHooks):
         - `OffloadRefused` at the limit, if `at_offload_limit` is ``"refuse"``;
         - OSError if no descriptor is available to wait with, or a worker cannot be started.
 
-        *Thread safety*: any thread. In a handler, ``self.offload`` is the same. While a stop drains, it waits for
-        the calls of handlers, also if their clients have gone, and for no others. With ``executor=None`` a stop cannot interrupt the function, and its handler is a survivor.
+        *Thread safety*: any thread. In a handler, ``self.offload`` is the same. While a stop drains, it waits for the
+        calls of handlers, also if their clients have gone, and for no others. With ``executor=None`` a stop cannot
+        interrupt the function, and its handler is a survivor.
 
         With a Dask client, a function whose worker dies is called again in another one; `WorkerDied` comes after
         several deaths. If the scheduler is lost, the calls that it had raise Dask's ``FutureCancelledError`` or an
