@@ -27,14 +27,15 @@ and waits ``drain_timeout`` seconds for them. Then it cuts the connections that 
 seconds. It returns a `StopReport`, which names each `Survivor`: Python cannot end a thread from outside.
 
 *Limits.* ``max_clients`` and ``max_clients_per_host`` bound how many clients there are; more wait, or are refused.
-``suspend()`` and ``resume()`` shut and open the door by hand. All of these may be changed while the server serves.
+``suspend()`` and ``resume()`` stop accepting and go on with it. These limits may be changed while the server serves.
 
 *Deadlines.* ``idle_timeout``, ``lifetime``, ``send_timeout`` and ``handshake_timeout`` end clients that hold a server
 up; ``Client.reason`` says which. In a handler, ``receive_exactly`` and ``receive_until`` have one for a whole message.
 
 *Computing.* ``self.offload(function, ...)`` runs a function in worker processes (``executor=2``) or in any executor,
 while only its own client waits. It may raise `WorkerDied`, `OffloadRefused` or `ServerStopping`. ``self.offload_iter``
-iterates over what a generator function yields there. `WorkerProcesses` are prepared by an initializer.
+iterates over what a generator function yields there. `WorkerProcesses` are prepared by an initializer; `WorkerThreads`
+are for Python without the GIL.
 
 *Watching.* The package logs to the logger ``threaded_echo``; its records have the fields ``client``, ``address`` and
 ``event``. `threaded_echo.observe.metrics.ServerCollector` has the counts for Prometheus, and ``--live`` of the

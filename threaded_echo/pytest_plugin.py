@@ -1,7 +1,7 @@
 """The pytest plugin: the fixture ``threaded_server``, which runs servers for a test.
 
 It is found once the package is installed; from a checkout, ``pytest -p threaded_echo.pytest_plugin`` loads it. Every
-run of pytest imports it, so that it imports nothing of the package until a test uses the fixture.
+run of pytest imports it; so it imports nothing else of the package until a test uses the fixture.
 """
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``--live``: a table of the clients, in a thread of its own.
 
-Nothing of it is in the threads that serve the clients but a record of the log for each message, which they make anyway
-where the command prints lines. The table's thread takes at most one part in `_SHARE` of a processor.
+The threads that serve the clients do nothing for it except that they log a record for each message, as they do when the
+command prints lines. The table's thread takes at most one part in `_SHARE` of a processor.
 """
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class LiveTable:
 
 
 class LiveOutput(Output):
-    """Shows the table; of lines, only those about the server itself, warnings and errors, after its end."""
+    """Shows the table; and after its end the lines about the server itself, warnings and errors."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)

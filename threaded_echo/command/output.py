@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from ..accepting.signals import handled
+from ..observe.logs import printable
 from .json_lines import JsonFormatter
 
 MOST_LINES = 10_000
@@ -195,7 +196,7 @@ class Writer:
 
 
 class LineHandler(logging.Handler):
-    """Hands records to ``write``, with all characters escaped that could control a terminal, except line ends.
+    """Hands records to ``write``, with all characters escaped that could control a terminal, except tabs and line ends.
 
     A `JsonFormatter` has escaped the line ends, too.
     """
@@ -211,10 +212,7 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if text.isprintable():
-            return text
-        return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+        return printable(super().format(record), keep="\n\t")
 
 
 class Output:

@@ -36,7 +36,7 @@ class Failed(Exception):
 
 
 class _Server(ThreadedMixIn):
-    """Logs each client that comes and goes, whatever its handler."""
+    """Logs that a client has come, and therefore also that it has gone, whatever its handler."""
 
     def client_connected(self, client: Client) -> None:
         tell_connected(client)

@@ -6,7 +6,7 @@ Guarantees:
   that were logged meanwhile, in their order. At most `MOST_HELD` of them are kept, the newest; the rest is counted.
 - Nothing here waits for the terminal but the end of the table, and that for a moment. A frame is left out if the one
   before is not written yet, as when the terminal is stopped (Ctrl-S).
-- While the process is stopped (Ctrl-Z), it is the same as after the end.
+- While the process is stopped (Ctrl-Z), the terminal is as it is after the end.
 - Each frame fills the screen, so that it also replaces what a handler has printed, and what was typed.
 """
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HOME = "\x1b[H"
 
 
 class Screen:
-    """Writes frames and lines. *Thread safety*: any thread may call `write`, one thread the others.
+    """Writes frames and lines. *Thread safety*: any thread.
 
     ``output`` and ``errors`` write to standard output and standard error. Lines are held while the table is shown;
     those of ``errors`` only if that is a terminal, too, and therefore the same one in all likelihood.
@@ -40,7 +40,8 @@ class Screen:
         self._output = output
         self._errors = errors
         self._clock = clock
-        # Guards the fields below, and keeps lines in order. Re-entrant, for signal handlers that log.
+        # Guards the fields below, and keeps lines in order. Re-entrant, for signal handlers that log. `_is_over` and
+        # `_is_aside` are set without it, ahead of `_leave`: a frame is drawn before that, or not at all.
         self._lock = threading.RLock()
         self._is_shown = self._is_over = self._is_aside = False
         self._held: collections.deque[tuple[Writer, str]] = collections.deque()

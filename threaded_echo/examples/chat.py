@@ -1,4 +1,4 @@
-"""A chat room: what one says, all the others read, and nobody waits for somebody who does not.
+"""A chat room: what one client says is sent to all the others, and a client that does not read holds up nobody.
 
 Run ``python3 -m threaded_echo.examples.chat``, then ``nc 127.0.0.1 9999`` in several terminals. The first line is a
 name; ``/who`` tells who is here, and ``/quit`` leaves.

@@ -1,8 +1,8 @@
 """Keeps values under keys, in memory, for clients of Redis: some of its commands, in its protocol (RESP).
 
 Run ``python3 -m threaded_echo.examples.key_value``, then ``redis-cli``, and type ``SET greeting hello`` and ``GET
-greeting``. ``nc 127.0.0.1 6379`` does, too, with a command in a line. It speaks version 2 of the protocol, for which
-the client redis-py has to be asked: ``redis.Redis(protocol=2)``.
+greeting``. ``nc 127.0.0.1 6379`` works, too, with one command in each line. The server speaks version 2 of the
+protocol, for which the client redis-py has to be asked: ``redis.Redis(protocol=2)``.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Store(ThreadedTCPServer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.values: dict[bytes, bytes] = {}
-        self.lock = threading.Lock()  # guards it while a command uses it
+        self.lock = threading.Lock()  # guards the values; held while a command uses them
         super().__init__(*arguments, **options)
 
 
@@ -33,7 +33,7 @@ class StoreHandler(ClientHandler):
     server: Store
 
     def handle(self) -> None:
-        """Serve until QUIT, the end of the stream, or what is no command."""
+        """Serve until QUIT, the end of the stream, or input that is no command."""
         words = [b""]
         while not words or words[0].upper() != b"QUIT":
             try:
@@ -78,7 +78,7 @@ def number(line: bytes, mark: str, most: int) -> int:
 
 
 def encode(answer: Any) -> bytes:
-    """Encode an answer: str is a status, bytes are a value, and ``None`` is none."""
+    """Encode an answer: a str is a status, bytes are a value, and ``None`` is the null value."""
     if isinstance(answer, Exception):
         return b"-ERR %s\r\n" % "".join(filter(str.isprintable, str(answer))).encode()
     if isinstance(answer, str):

@@ -70,7 +70,7 @@ class MandelbrotHandler(LineHandler):
         if self.is_http:
             if not line:
                 self.send_image()
-                self.client.disconnect()  # which sends what is on its way
+                self.client.disconnect()  # what has been sent still arrives
         elif line.startswith(b"GET "):
             self.is_http = True
         else:

@@ -190,7 +190,7 @@ def _size(amount: float | None) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    """Show a time in at most seven characters or so; what is not known is ``-``."""
+    """Show a time in few characters; what is not known is ``-``."""
     if seconds is None:
         return "-"
     if seconds < 59.95:

@@ -22,7 +22,6 @@ if logging.getLevelName(NOTICE) == f"Level {NOTICE}":  # else the program has a 
 WINDOW = 10.0
 """Seconds for which a limit counts."""
 
-
 EVENTS = ("listening", "metrics", "reloaded", "lingering", "stopping", "stopped", "survivors", "accept", "omitted",
           "dump", "options", "workers", "systemd", "table", "connected", "disconnected", "message", "refused",
           "handshake", "gone", "failed", "hook", "line", "late", "slow", "overrun", "iteration", "idle", "lifetime",
@@ -40,11 +39,15 @@ def about(client: Any, event: str, address: Any = None) -> dict[str, Any]:
     return {"client": client.number, "address": client.address, "event": event}
 
 
-def printable(text: str) -> str:
-    """Escape what is not printable, line ends included, so that it can neither control a terminal nor forge a line."""
+def printable(text: str, keep: str = "") -> str:
+    """Escape what is not printable, so that it can neither control a terminal nor forge a line.
+
+    ``keep``: characters that are left as they are. By default line ends are escaped, too.
+    """
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+                   for char in text)
 
 
 class LogLimit:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _Family = TypeVar("_Family", GaugeMetricFamily, CounterMetricFamily, HistogramMetricFamily)
 
-# Those that a server knows by itself are there from the first scrape on, with 0: a series that begins with 1 shows no
-# increase. Others are added as they occur.
+# The reasons that a server gives by itself. They are there from the first scrape on, with 0: a series that begins with
+# 1 shows no increase. Others are added as they occur.
 _DISCONNECTED = ("disconnect", "idle", "lifetime", "send", "stop", "thread")
 _REFUSED = ("handshake", "host limit", "limit", "verify")
 

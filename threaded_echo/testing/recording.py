@@ -81,7 +81,7 @@ class Recorder:
     def wait_for(self, count: int, timeout: float = 10.0) -> list[bytes]:
         """Wait until so many messages have come in all, and return `messages`.
 
-        For messages that get no reply. Raises TimeoutError, which has what has come, after ``timeout`` seconds.
+        It is for messages that get no reply. Raises TimeoutError after ``timeout`` seconds, with the messages so far.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._messages) >= count, timeout):

@@ -92,7 +92,7 @@ class ServerFactory:
     def errors(self) -> list[BaseException]:
         """What handlers have raised so far, the expected errors included.
 
-        When the stream of a client has ended, what its handler has raised is there.
+        What a handler has raised is there when its client sees the end of the stream.
         """
         return [failure.error for failure in list(self._failures)]
 
@@ -113,7 +113,7 @@ class _Watched(_Base):
     _threaded_failures: list[Failure]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Run the handler, whose pytest.fail() or sys.exit(), which raise no Exception, is its failure, too."""
+        """Run the handler. Its pytest.fail() or sys.exit(), which raise no Exception, are failures, too."""
         try:
             super().finish_request(request, client_address)
         except Exception:
@@ -155,7 +155,7 @@ def _stop(server: Any) -> list[str]:
 
 
 def _unexpected(failures: list[Failure], raises: Errors) -> list[str]:
-    """Say what has been raised that was not to be, and what has not been raised."""
+    """Name the exceptions that were not expected, and what was expected and has not been raised."""
     expected = [failure for failure in failures if isinstance(failure.error, raises)]
     problems = [str(failure) for failure in failures if failure not in expected]
     if raises and not expected:
