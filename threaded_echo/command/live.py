@@ -22,7 +22,7 @@ from ..observe.recent import RecentMessages
 from ..observe.watching import Watcher
 from ..transport.listeners import show_address
 from ..transport.several import addresses_of
-from .output import LineHandler, Output
+from .output import LogLineHandler, Output
 from .screen import Screen
 
 logger = logging.getLogger("threaded_echo")
@@ -107,9 +107,9 @@ class LiveOutput(Output):
         return LiveTable(server, self._recent, self._screen)
 
     def _handlers(self) -> tuple[logging.Handler, ...]:
-        lines = LineHandler(partial(self._screen.write, self._output))
+        lines = LogLineHandler(partial(self._screen.write, self._output))
         lines.setLevel(NOTICE)
-        return lines, LineHandler(partial(self._screen.write, self._errors)), self._recent
+        return lines, LogLineHandler(partial(self._screen.write, self._errors)), self._recent
 
 
 def make_output(level: int, live: bool, as_json: bool) -> Output:

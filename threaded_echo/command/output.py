@@ -195,7 +195,7 @@ class Writer:
         return True
 
 
-class LineHandler(logging.Handler):
+class LogLineHandler(logging.Handler):
     """Hands records to ``write``, with all characters escaped that could control a terminal, except tabs and line ends.
 
     A `JsonFormatter` has escaped the line ends, too.
@@ -264,7 +264,7 @@ class Output:
 
     def _handlers(self) -> tuple[logging.Handler, ...]:
         """Make the logger's handlers: for standard output, for standard error, and others."""
-        return LineHandler(self._output.write), LineHandler(self._errors.write)
+        return LogLineHandler(self._output.write), LogLineHandler(self._errors.write)
 
     def _take_logger(self, stack: ExitStack, output: logging.Handler, errors: logging.Handler,
                      *others: logging.Handler) -> None:
