@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 
+from threaded_echo.clients.backlog import Offer
 from threaded_echo.clients.period import Period
 from threaded_echo.clients.registry import HandlerRegistry
 
@@ -185,3 +186,40 @@ def test_release_does_not_wait_for_a_send_into_a_closed_socket(pair):
         client._connection.request.close()
         client._end()
     assert client.state == "gone"
+
+
+class Watched:
+    """A lock that calls a function when it has been released, and one when it has been taken."""
+
+    def __init__(self, lock, taken=lambda: None, released=lambda: None):
+        self._lock, self._taken, self._released = lock, taken, released
+
+    def __enter__(self):
+        self._lock.acquire()
+        self._taken()
+
+    def __exit__(self, *error):
+        self._lock.release()
+        self._released()
+
+
+def test_broadcast_just_as_a_client_begins_to_be_served_reaches_it(pair):
+    """Whoever sees its phase finds nothing in the way any more, such as the PROXY header that has come."""
+    outer, client = pair
+    outcomes = []
+    client._connection.await_header()
+    assert client._offer(b"too soon", queues=True) is Offer.MISSED
+    client._lock = Watched(client._lock, released=lambda: outcomes.append(client._offer(b"now", queues=True)))
+    client._move("serving")
+    assert outcomes == [Offer.SENT]
+    assert outer.recv(100) == b"now"
+
+
+def test_obstacle_is_taken_away_with_the_lock_held(pair):
+    """A broadcast that has the lock, and has read the obstacle, would else put it back for good."""
+    _, client = pair
+    connection, found = client._connection, []
+    connection.await_header()
+    connection._lock = Watched(connection._lock, *[lambda: found.append(connection.obstacle)] * 2)
+    connection.allow_sending()
+    assert len(found) == 2 and found[0] is not None and found[1] is None

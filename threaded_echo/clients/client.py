@@ -212,7 +212,7 @@ class Client:
                 self._observe().rested = time.monotonic()
             if self._phase not in _LAST:
                 self._phase = phase
-        self._connection.allow_sending()
+            self._connection.allow_sending()  # in one step with the phase, by which a broadcast knows whom it reaches
 
     def _wake(self) -> None:
         """End the receiving direction: a handler that is blocked in ``recv`` gets end of file, and can still send."""

@@ -268,8 +268,9 @@ class Connection:
 
     def allow_sending(self) -> None:
         """Allow sends from now on, since the header has come and the handshake is done."""
-        if self.obstacle is _HANDSHAKE or self.obstacle is _HEADER:  # so nothing can be queued, and nobody changes it
-            self.obstacle = None
+        if self.obstacle is _HANDSHAKE or self.obstacle is _HEADER:  # which only this thread takes away
+            with self._lock:  # else a broadcast that has just read it could put it back: see `_find_backlog_locked`
+                self.obstacle = None
 
     def end_tls(self) -> None:
         """Tell the peer by TLS that its stream ends here, unless this is not TLS or something has failed before.
