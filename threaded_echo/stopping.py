@@ -316,7 +316,7 @@ class Stopping:
                     del stop.inside[me]
                     self._registry.changed.notify_all()
 
-    # What is waited for. With the lock held.
+    # What is waited for.
 
     def _wait(self, condition: Callable[[], bool], until: Callable[[], float]) -> bool:
         """Wait for a condition; False if the time for it is up."""
@@ -327,6 +327,8 @@ class Stopping:
                     return False
                 self._registry.changed.wait(min(remaining, _LOOK))
         return True
+
+    # These two are called with the lock held.
 
     def _loops_over(self, stop: Stop, me: threading.Thread) -> bool:
         """Return whether the serving threads are out of their loops, but for callers of this stop."""
@@ -376,7 +378,7 @@ class Stopping:
         return StopReport(drained, ended - drained, survivors, time.monotonic() - stop.started)
 
     def _left(self, stop: Stop, spared: set[threading.Thread]) -> list[tuple[Client | None, threading.Thread | None]]:
-        """Find what still runs: clients and their threads, then threads without a client."""
+        """Find what still runs: clients and their threads, then threads without a client. The caller holds the lock."""
         left: dict[Client, threading.Thread | None] = {client: client.thread
                                                        for client in self._registry.clients()}
         for thread in self._threads.running.copy():

@@ -1,1 +1,1 @@
-"""Who accepts the next connection, and what a failed accept means."""
+"""Accepting: who accepts the next connection, who is let in, what a failed accept means; and what ``run`` does."""

@@ -28,7 +28,7 @@ _LOG_INTERVAL = 10.0  # seconds between two log lines
 
 
 class Reserve:
-    """Decides how many clients the open descriptors allow. Called by the one thread that accepts."""
+    """Decides how many clients the open descriptors allow. Called by the thread that accepts."""
 
     def __init__(self) -> None:
         self._logged = float("-inf")  # time.monotonic() of the last line

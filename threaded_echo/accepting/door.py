@@ -134,8 +134,9 @@ class PollDoor:
         self._is_shut = False
         self._waker = Waker()
         self._is_taken = False  # from wait to reopen; guarded by the condition's lock
-        # Waiting for a lock would never end if the one thread that has it is interrupted and never reopens. Its lock is
-        # re-entrant for signal handlers.
+        # Not a lock that is held from wait to reopen: if the thread that has it is interrupted and never reopens, the
+        # others would wait for ever, and `shut` could not end that. The condition's own lock is re-entrant, since a
+        # signal handler may call `shut`.
         self._turn = threading.Condition(threading.RLock())
         self._poll = None
         if hasattr(select, "poll"):
@@ -144,7 +145,7 @@ class PollDoor:
             try:
                 for descriptor in (listener, *others):
                     self._poll.register(descriptor, select.POLLIN)
-            except BaseException:  # as above
+            except BaseException:  # a signal handler has closed the listener
                 self.close()
                 raise
 

@@ -27,7 +27,7 @@ def _numbers(*names: str) -> frozenset[int]:
 _EXHAUSTED = _numbers("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 
 # accept(2): an error that already waits on the new connection is reported by accept, and means: try the next one.
-# ENOTCONN and EINVAL come from what a program's get_request does with a connection that was reset meanwhile.
+# ENOTCONN comes from what a program's get_request does with a connection that was reset meanwhile.
 _GONE = _numbers("ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "ENETUNREACH", "EPERM",
                  "ENOTCONN", "ETIMEDOUT")
 
@@ -35,7 +35,8 @@ _GONE = _numbers("ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EH
 class AcceptFailures:
     """Decides what to do after accepting has failed, and counts how often it has.
 
-    Called by the one thread that accepts, so that nothing here needs a lock.
+    Called by the thread that accepts. There are several if a program calls ``handle_request`` in several threads: these
+    may miss a count or log a line twice, which is not worth a lock.
     """
 
     def __init__(self) -> None:

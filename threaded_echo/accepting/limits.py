@@ -2,7 +2,9 @@
 
 The thread that has got through the door asks twice: before it accepts (`look`), and before it reopens the door
 (`lets_next`). If there is no room, it leaves the door as it is, *held*, and goes back to waiting at it. Whoever makes
-room opens it: a client that leaves, `resume`, or an option that is assigned.
+room opens it: a client that leaves, `resume`, or an option that is assigned. A thread that finds room has it for the
+next client of its loop from then on, however long that is in coming: the loop is noted as *entering*, and is counted as
+a client.
 
 Guarantees:
 
@@ -84,7 +86,7 @@ class Limits:
         self._are_live = False
         self._full_at: float = _NEVER  # the door is held while there are so many clients, those that enter included
         self._held: dict[Entrance, None] = {}
-        # Those that have room for their next client, who may be on the way in, each with _changes as it was then.
+        # The loops that have room for their next client, who may be on the way in, each with _changes as it was then.
         self._entering: dict[Entrance, int] = {}
         self._hosts = HostCounts(registry)
 
@@ -164,7 +166,7 @@ class Limits:
         return True
 
     def lets_next(self, loop: Entrance) -> bool:
-        """Return whether to reopen the door for the next thread; if not, it is held."""
+        """Return whether to reopen the door for the next thread, whose client has room then; if not, it is held."""
         return self._full_at == _NEVER and loop not in self._entering or self._enters(loop)
 
     def _enters(self, loop: Entrance) -> bool:
@@ -215,7 +217,7 @@ class Limits:
                 loop.detach()
 
     def forget_locked(self, loop: Entrance) -> None:
-        """Forget a loop that ends. The caller calls `release` afterwards, since it may have taken up room."""
+        """Forget a loop that ends. `Loops.end` calls `release` afterwards, since it may have had room for a client."""
         self._held.pop(loop, None)
         self._entering.pop(loop, None)
         self._watch_locked()

@@ -5,11 +5,11 @@ Guarantees:
 - A loop wakes for a connection or a stop, and for nothing else (unless it was given a time-out).
 - A stop is never missed: `Loops.stop_locked` marks every loop and shuts its door, which stays shut.
 - A loop that has ended leaves no thread at its door, which is shut. The last one to go closes it: the loop, or the last
-  of the handler threads that `attach` has counted, each until it ends.
+  of those that `attach` has counted. These are the handler threads that accept for it, each until it ends, and whoever
+  is opening a door that was held.
 """
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -23,8 +23,6 @@ from ..clients.registry import HandlerRegistry
 from ..transport.several import listeners_of
 from .door import Door, PollDoor, make_door
 from .limits import Limits
-
-logger = logging.getLogger("threaded_echo")
 
 _ALREADY = "this server is already serving"
 
@@ -43,8 +41,8 @@ class Loop:
         self.stopped = False  # guarded by the server's lock; read without it, since it changes once
         self._fileno: Callable[[], int] = lambda: -1
         self._door: Door | None = None  # guarded by the server's lock until the loop waits at it
-        self._attached = 1  # the loop itself, and the handler threads that accept for it; guarded by the server's lock
-        self._error: BaseException | None = None  # an error that an idle thread has met at the door
+        self._attached = 1  # the loop itself, and those that `attach` has counted; guarded by the server's lock
+        self._error: BaseException | None = None  # what another thread has met at the door
 
     def open(self, fileno: Callable[[], int], others: Sequence[int] = ()) -> None:
         """Make the door; ``fileno`` returns the listening socket's descriptor, which programs may replace.
@@ -66,7 +64,7 @@ class Loop:
             self._door.shut()
 
     def attach(self) -> None:
-        """Count a handler thread that is going to accept for this loop."""
+        """Count a handler thread that is going to accept for this loop, or a thread that is going to open its door."""
         with self._registry.lock:
             self._attached += 1
 
@@ -79,7 +77,7 @@ class Loop:
             self._door.close()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until this thread is to accept; False after a stop, ``timeout`` seconds, or if there is no room."""
+        """Wait until this thread is to accept; False after a stop or ``timeout`` seconds, or if there is no room."""
         assert self._door is not None, "open it first"
         if not self._door.wait(timeout):
             return False
@@ -90,7 +88,7 @@ class Loop:
         return self.limits.look(self, self._server)
 
     def raise_error(self) -> None:
-        """Raise what an idle handler thread has met at the door, if it has ended the loop."""
+        """Raise what another thread has met at the door, if that has ended the loop."""
         if self._error is not None:
             raise self._error
 
@@ -199,16 +197,16 @@ class Loops:
 
     def __init__(self, registry: HandlerRegistry) -> None:
         self._registry = registry
+        self.poll_interval: float | None = 0.5  # for a loop in socketserver's own serve_forever
+        self.closes_later = False  # the listeners are closed, and the program's server_close is still to be called
+        self.when_stopped: Callable[[], None] = lambda: None  # called with the lock held, by `stop_locked`
         # Guarded by the registry's lock:
         self.running: list[Loop] = []
         self.background: Background | None = None  # what start() has made
         # As in socketserver, a shutdown that finds no loop ends the next one, which may be on its way in a new thread.
         self.ends_next = False
         self.was_asked = False  # socketserver's own shutdown has found a loop to end
-        self.poll_interval: float | None = 0.5  # for a loop in socketserver's own serve_forever
-        self.closes_later = False  # the listeners are closed, and the program's server_close is still to be called
         self.since: float | None = None  # time.monotonic() when it first accepted
-        self.when_stopped: Callable[[], None] = lambda: None  # called with the lock held, by `stop_locked`
 
     def start(self, serve_forever: Callable[[], None]) -> None:
         """Serve in a background thread, and return once it accepts. Raises what keeps it from that."""

@@ -73,8 +73,8 @@ class Client:
         self.thread: threading.Thread | None = None
         self.reason: str | None = None
         self.tls: TLSDetails | None = None
-        # Guards reason, _phase, _data, and the fields of the connection. Re-entrant, as a stop in a signal handler may
-        # interrupt the thread that holds it.
+        # Guards reason, _phase, _outcome and _data, the making of _activity, and the fields of the connection.
+        # Re-entrant, as a stop in a signal handler may interrupt the thread that holds it.
         self._lock = _RLock()
         self._connection = Connection(request, address, self._lock)
         self._period = period
@@ -83,7 +83,7 @@ class Client:
         self._outcome: str | None = None
         self._announced = False  # client_connected has been called
         self._ended_its_stream = False  # the client itself, before the server has
-        self._counted = False  # guarded by the server's lock: its outcome is in the registry's totals
+        self._counted = False  # its outcome is in the registry's totals, whose lock guards this, too
         self._told = False  # its coming has been logged, so its going is to be, too
         self._accepted = time.monotonic()
         self._accepted_at = time.time()

@@ -16,7 +16,8 @@ Guarantees:
   which a whole message was queued, and then goes ahead of that; it cannot miss the rest of one that was sent in part,
   since who has queued that held `sending`.
 
-Order of locks: `sending`, then the client's lock. Neither is held together with the server's lock.
+Order of locks: `sending`, then the client's lock. A thread that has one of them does not take the server's lock. One
+that has the server's lock may take the client's, but never `sending`.
 """
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ class Connection:
         self.request = request  # None after release
         self.accepted = request  # the same, unless a subclass has wrapped it since
         self._address = address
-        self._lock = lock  # guards all fields
+        self._lock = lock  # the client's; it guards all fields but accepted and awaits_header
         self._final: Traffic | None = None
         self.seen: Traffic | None = None  # by `last_traffic`
         self._credentials: Credentials | None = None  # once they have been asked for, or the client has gone

@@ -5,7 +5,8 @@ Guarantees:
 - One thread, the *watcher*, ends the clients of a server. It is started when the server serves with a deadline set, and
   ended and joined by the stop. A server without deadlines has none.
 - It costs a client nothing when it is accepted, reads or writes: the kernel knows for how long a connection has been
-  silent. It keeps nothing of clients that have gone.
+  silent. If there is an idle time-out, the handler notes when `process` begins and ends, which takes no lock. The
+  watcher keeps nothing of clients that have gone.
 - It sleeps until the next deadline that there can be, and while there is no client it does not wake at all. It looks at
   the clients at most `LOOKS` times within the shortest time-out, so a client may be ended so much later.
 - A client whose handler is in `process`, or computes, is not idle; its idle time begins when that ends.

@@ -6,9 +6,10 @@ Guarantees:
 - A client is in the registry from its accept until its connection is about to be closed, so that whoever sees the
   connection end finds that the client has gone from the registry too.
 - Adding, finding and removing cost the same with one client and with ten thousand.
-- A client that leaves takes no lock that another one wants, and changes one dict that others change. It is queued with
-  its outcome in its thread's own queue, and whoever asks for the totals adds the queues up. A client is counted there
-  or listed here, and in one snapshot never both.
+- A client that leaves takes no lock that another one wants, and changes one dict that others change; but if somebody
+  waits for its place, or the clients of each host are counted, it takes the server's lock (see `when_left`). It is
+  queued with its outcome in its thread's own queue, and whoever asks for the totals adds the queues up. A client is
+  counted there or listed here, and in one snapshot never both.
 - A client that is added while a stop is in progress is woken: it either finds that its period is over, or was listed
   before the stop has copied the list, since both go through the same dict.
 """
@@ -84,8 +85,9 @@ class HandlerRegistry:
 
     def __init__(self) -> None:
         # Re-entrant, so that a stop in a signal handler cannot deadlock with the frame that it has interrupted. Guards
-        # accepted, peak, arrival and awaited, and the fields of HandlerThreads, Loops, Stopping and Deadlines that say
-        # so. The dicts and queues change by single operations, which are atomic on every build of Python.
+        # accepted, peak, arrival, awaited and when_left, and the fields of other classes that say so: of Loops, Limits
+        # and Stopping, for instance. The dicts and queues change by single operations, which are atomic on every build
+        # of Python.
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.arrival: threading.Condition | None = None  # on that lock: somebody waits for a client
@@ -118,7 +120,7 @@ class HandlerRegistry:
     def add(self, request: Any, address: Any, period: Period) -> Client:
         """Number an accepted client, list it, and return it."""
         live = self.live
-        with self.lock:  # contended only by readers of the totals, as one thread accepts at a time
+        with self.lock:  # it is free in most cases, as one thread accepts at a time
             number, key = self.accepted + 1, id(request)
             client = Client(number, request, address, period, self)
             if self.behind_proxy:

@@ -2,8 +2,9 @@
 
 Guarantees:
 
-- A thread is busy with one client, or idle, or has ended. ``running`` holds the first two kinds; ``_ended`` holds those
-  that may still be in their last instructions, for a stop to join.
+- A handler thread is busy with one client, or idle, or has ended. ``running`` holds the first two kinds; ``_ended``
+  holds those that may still be in their last instructions, for a stop to join. So it does with other threads of the
+  server that end when a stop tells them, such as the sender: see `HandlerThreads.help_out`.
 - Whatever a handler raises reaches `threading.excepthook` and costs that thread, never another client.
 - An idle thread waits at the door of the serving loop, and ends with that loop; at most `MAX_IDLE` are kept.
 """
@@ -101,7 +102,8 @@ class HandlerThreads:
         self.registry = registry
         self.running: dict[HandlerThread, None] = {}
         self._ended: dict[threading.Thread, None] = {}
-        self._adopted: list[threading.Thread] = []  # the program's own; guarded by the registry's lock
+        # The program's own, and those that help out. Guarded by the registry's lock.
+        self._adopted: list[threading.Thread] = []
 
     def serve(self, client: Client, serve: Callable[[Client], None], *, daemon: bool,
               next_client: Callable[[], Client | None] | None = None,
@@ -152,12 +154,12 @@ class HandlerThreads:
         return busy, len(threads) - busy
 
     def to_join(self) -> tuple[list[threading.Thread], list[threading.Thread]]:
-        """Return the threads that a stop has to join: those that have ended, and those that a program has added."""
+        """Return the threads that a stop has to join: those that have ended or help out, and the adopted ones."""
         with self.registry.lock:
             return list(self._ended.copy()), list(self._adopted)
 
     def everyone(self) -> list[threading.Thread]:
-        """Copy the threads: handler threads, and those that a program has added."""
+        """Copy the threads: handler threads, and those that are adopted."""
         with self.registry.lock:
             return [*self.running.copy(), *self._adopted]
 
