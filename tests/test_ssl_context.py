@@ -93,6 +93,25 @@ def test_client_with_whom_get_request_has_shaken_hands_has_its_details(serve):
         assert client.recv(1) == b"y"
 
 
+def test_client_with_whom_process_request_has_shaken_hands_can_be_sent_to(serve):
+    """By a send, a broadcast and a reply: what kept them from going out ahead of the handshake is taken away."""
+    class Server(ThreadedTCPServer):
+        """Shakes hands when the server knows of the client, and ahead of its thread."""
+
+        def process_request(self, request, client_address):
+            """Serve a client."""
+            request.do_handshake()
+            super().process_request(request, client_address)
+
+    server = serve(EchoHandler, Server, ssl_context=server_context())
+    with connect_tls(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x" and server.clients[1].tls.version == "TLSv1.3"
+        server.clients[1].send(b"y")
+        assert server.broadcast(b"z") == ()
+        assert receive(client, 2) == b"yz"
+
+
 def test_send_to_a_wrapped_connection_waits_for_nothing_until_the_handshake_is_done(serve):
     """It raises; else it would take part in the handshake."""
     class Server(ThreadedTCPServer):

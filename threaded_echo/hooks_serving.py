@@ -58,6 +58,7 @@ class ServingHooks(LeavingHooks):
             client._begin(threading.current_thread(), "serving")
             if type(request) is not socket.socket:  # a program may have shaken hands by itself
                 client._shook_hands(tls.shake_hands(request))
+                client._connection.allow_sending()
         client._announced = True
         try:
             self.client_connected(client)
