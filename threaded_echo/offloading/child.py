@@ -4,7 +4,7 @@ Invariants:
 
 - The worker answers each call in turn. It tells that it has begun as soon as the call has begun to arrive: if it dies
   later, the call is lost.
-- Whatever a call raises goes back to the server; only the end of the pipe ends the worker.
+- Whatever a call raises goes back to the server; only the end of the channel ends the worker.
 - The worker ends when the server's process has ended. A function in C that keeps the interpreter's lock delays this
   until it returns.
 """

@@ -6,7 +6,7 @@ submitted meanwhile; and it cancels what was submitted before. What its own exec
 - Each call ends. Dask's `ClientExecutor` never ends a future whose result cannot be fetched, since it cannot be
   unpickled or the scheduler is lost just then, or whose client is closed.
 - Each call is made, though an equal one has been: one that is shared could be ended by a caller that is not the only
-  one. A program that wants that says ``get_executor(pure=True)``.
+  one. A program that wants to share calls says ``get_executor(pure=True)``.
 - A call that its caller leaves is released. That waits for nothing, and Dask then does not begin it, unless somebody
   else wants its result.
 """
@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 CHECK_INTERVAL = 1.0
-"""Seconds after which a caller looks whether Dask's client has been closed, after which it says no more."""
+"""Seconds after which a waiting caller looks whether Dask's client is closed, since such a client ends no future."""
 
 _LOST = "The function may have run, or may still run in a worker: Dask tells no more of this call."
 _CLOSED = ("Dask's client is closed: by the program, or by itself, since it could not reach its scheduler again within "
@@ -75,7 +75,7 @@ async def _fetch(client: Any, remote: Any) -> Any:
 
 
 class Cluster:
-    """An executor that has only ``submit``: a client of Dask's, and what the program says to each submission."""
+    """An executor that has only ``submit``: a client of Dask's, and the program's options for each submission."""
 
     def __init__(self, client: Any, options: dict[str, Any]) -> None:
         self._client = client

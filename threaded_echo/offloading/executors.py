@@ -1,4 +1,4 @@
-"""Where an offloaded call runs: in the handler's own thread, in a worker process, or in an executor of the program's.
+"""Where an offloaded call runs: in the handler's own thread, in a worker, or in an executor of the program's.
 
 Invariants:
 
@@ -114,8 +114,9 @@ def submit(turn: Turn, executor: Any, when_over: Callable[[], None]) -> Any:
 
 
 def wait_until_done(call: Call, waker: Waker, is_done: Callable[[], bool], interval: float | None = None) -> None:
-    """Wait until an executor has done a call, which sets ``waker``, or which is seen within ``interval`` seconds.
+    """Wait until an executor has done a call, which sets ``waker``.
 
+    ``interval``: seconds after which to look again, if not every end sets the waker; ``None``: each one does.
     Raises ServerStopping, TimeoutError or ConnectionAbortedError if its caller waits no longer.
     """
     is_connected = True

@@ -13,8 +13,9 @@ MOST_SECONDS = 86_400
 def poll(ends: Sequence[Any], seconds: float | None, connection: int = -1) -> tuple[list[Any], bool]:
     """Wait until one of the ends (descriptors, or objects that have one) can be read, or ``seconds`` have passed.
 
-    Returns those that can be read, and whether the connection of a socket is there, whose descriptor is ``connection``:
-    its loss ends the wait, too. The wait may be shorter. Not on a platform without `select.poll`, as Windows.
+    Returns those that can be read, and False if a connection is lost, which ends the wait, too: ``connection`` is the
+    descriptor of its socket, or -1 if there is none. The wait may be shorter. Cannot be used on a platform without
+    `select.poll`, such as Windows.
     """
     poller = select.poll()
     for end in ends:

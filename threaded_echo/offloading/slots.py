@@ -21,8 +21,8 @@ class Slots:
     """The slots of one server's calls, and what it tells of them."""
 
     def __init__(self, lock: threading.RLock, notify: Callable[[], None]) -> None:
-        self._lock = lock  # guards what follows
         self._notify = notify
+        self._lock = lock  # guards what follows
         self._done = self._failed = 0
         self._turns = Turns()
         self._calls: dict[Turn, None] = {}  # those that are waiting or running, in the order in which they came

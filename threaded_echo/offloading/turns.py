@@ -8,7 +8,7 @@ Invariants:
 - A call gets its slot when another one ends, from the thread that ends that, which then wakes it. If it does not want
   the slot any more, it gives it back as it ends: none is lost.
 
-All methods are called with the server's lock held.
+All methods of `Turns` are called with the server's lock held.
 """
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ from .thread_work import ThreadCall
 
 
 class Turn:
-    """A call's place among the others. Its fields are guarded by the server's lock."""
+    """A call's place among the others.
+
+    ``host``, ``has_slot``, ``began`` and ``is_over`` are changed by any thread, with the server's lock held. All the
+    others are changed by the caller's thread alone, before or after its wait; any thread may read them.
+    """
 
     __slots__ = ("call", "slots", "limit", "refuses", "is_nested", "host", "has_slot", "began", "waker", "work",
                  "is_foreign", "is_left", "is_over")

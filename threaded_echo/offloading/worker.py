@@ -94,8 +94,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._ended = False  # guarded by _children_lock
         ours, theirs = make_ends(context)
-        self._caller: Call | None = None  # of the call that is being sent, or whose reply is being received
-        self._deadline: float | None = None  # until when a transfer may wait
+        self._caller: Call | None = None  # whose time limits transfers; None if nobody's does
+        self._deadline: float | None = None  # when a transfer is given up; see `limit`
         self._channel = open_end(ours, self._has_no_time)
         # No daemon, since daemons may not have processes of their own. `processes` ends it with the interpreter.
         self._process: BaseProcess = context.Process(target=work, args=(theirs,), name="threaded_echo worker")
@@ -191,13 +191,16 @@ class Worker:
             raise
 
     def _begin_transfer(self, caller: Call | None) -> None:
-        """Have the caller's time limit what follows, until `limit`."""
+        """Limit the transfers that follow by the caller's time, until `limit` is called."""
         left = None if caller is None else caller.time_left()
         self._caller = caller
         self.limit(None if left is None else time.monotonic() + left)
 
     def limit(self, deadline: float | None) -> None:
-        """Give a transfer up that still waits at this time, as if the process had ended; ``None``: at none."""
+        """Give up a transfer that is not over at this time, as if the process had ended.
+
+        ``None``: give up none, as nobody's time limits them any more.
+        """
         if deadline is None:
             self._caller = None
             if self._deadline is None:
@@ -221,6 +224,7 @@ class Worker:
             if not self._is_ready:  # the worker is not at fault if a caller has no time to wait for its start
                 return self.wait_until_ready()
             self.limit(None if seconds is None else time.monotonic() + seconds)
+            # One look takes at most MOST_SECONDS, and a shorter one than asked for would be taken for the end.
             self.receive(timeout=None if seconds is None or seconds > MOST_SECONDS else seconds).skip()
             self.limit(None)
             self.end_call()
@@ -300,7 +304,7 @@ class Worker:
         return look([self._channel, self._end], seconds, connection)
 
     def _has_no_time(self) -> bool:
-        """Return whether a transfer that waits, or has sent a piece, is given up."""
+        """Return whether to give up a transfer that waits, or that has sent or received a piece."""
         if not self.is_alive():
             return True
         if self._deadline is None:

@@ -1,1 +1,1 @@
-"""What carries a client's bytes: TLS, and what the kernel knows of a connection."""
+"""Listeners and connections: their addresses, TLS, what the kernel knows of them, and what ends a wait for them."""

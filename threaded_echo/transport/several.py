@@ -20,7 +20,7 @@ class Listeners:
         self.addresses = tuple(self._shorten(other.getsockname()) if is_short else other.getsockname()
                                for other in self.others)
         self._is_short = is_short
-        self._turn = 0  # of the listener that is looked at first; the one thread at the door changes it
+        self._turn = 0  # of the listener that was accepted from last; only the one thread at the door uses it
 
     def accept(self, first: Any) -> tuple[Any, Any]:
         """Accept from ``first`` or from another one. Raises OSError; BlockingIOError if none has a connection."""

@@ -1,4 +1,4 @@
-"""TLS on a server's connections, which it has wrapped itself, or a program that wrapped the listener.
+"""TLS on a server's connections: the server wraps each one, or the program has wrapped the listener.
 
 `ssl.SSLSocket.accept` shakes hands before it returns, so that one client that never does keeps everybody else out.
 Here a connection is wrapped as it is accepted, and the handshake waits for the handler's thread.

@@ -58,7 +58,9 @@ class SharedTLSSocket(ssl.SSLSocket):
     _using: threading.RLock  # held while OpenSSL does something for the connection, and while its time-out is changed
     _sending: threading.RLock  # held during one send, which may have to wait in its middle
     _room = 0  # bytes that may be sent before the kernel is asked again whether it has room; guarded by _sending
-    begun: bytes | memoryview | None = None  # what send_at_once had to leave in its middle; guarded by _sending
+    # What send_at_once had to leave in its middle. It is guarded by _sending until TLS has ended, after which nobody
+    # sends it. A thread that only asks whether there is something need not hold that lock.
+    begun: bytes | memoryview | None = None
     _timeout: float | None  # what was set; while it is TLS, the descriptor's own is 0
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
