@@ -46,9 +46,9 @@ class Offloads(Slots):
     def __init__(self, lock: threading.RLock, notify: Callable[[], None] = lambda: None) -> None:
         """Make an object without calls. ``lock`` is the server's; ``notify`` tells a stop that a call has ended."""
         super().__init__(lock, notify)
-        self._workers: Workers | None = None  # made on first use; guarded, as _threads, by the server's lock
+        self._workers: Workers | None = None  # made on first use; changed, as _threads, with the server's lock held
         self._threads: set[WorkerThreads] = set()  # those that this server uses
-        self._calling = threading.local()  # is_inside: whether the calling thread is in a function of such a call
+        self._calling = threading.local()  # is_inside: whether the calling thread is in a function that was offloaded
 
     # For the server.
 
@@ -114,19 +114,15 @@ class Offloads(Slots):
         """
         OPTIONS["executor"].check("executor", executor)
         call = Call(period, client, function, args, kwargs, unpinned, terms)
-        is_inside = self._is_inside(executor)
-        count = executor if isinstance(executor, int) else None
-        if isinstance(executor, WorkerThreads):
-            count = executor.count
-        turn = Turn(call, min(filter(None, (limit, count)), default=None), limit, refuse, is_inside)
+        turn = self._make_turn(call, executor, limit, refuse)
         succeeded = False
         try:
-            if executor is None or isinstance(executor, WorkerThreads) and is_inside:
+            if executor is None or isinstance(executor, WorkerThreads) and turn.is_nested:
                 result = self._run_inline(turn)
             elif isinstance(executor, WorkerThreads):
                 result = self._run_in_thread(turn, executor)
-            elif count is not None:
-                result = self._run_in_worker(turn, count)
+            elif isinstance(executor, int):
+                result = self._run_in_worker(turn, executor)
             else:
                 result = self._submit(turn, executor)
             succeeded = True
@@ -147,12 +143,10 @@ class Offloads(Slots):
             raise TypeError("offload_iter needs a number of worker processes, WorkerThreads, or None, as the server's "
                             f"executor: {type(executor).__name__} returns a result, and no items before it")
         call = Call(period, client, function, args, kwargs, unpinned, terms)
-        is_inside = self._is_inside(executor)
-        count = executor.count if isinstance(executor, WorkerThreads) else executor
-        turn = Turn(call, min(filter(None, (limit, count)), default=None), limit, refuse, is_inside)
+        turn = self._make_turn(call, executor, limit, refuse)
         if isinstance(executor, int):
             items = self._items_of_worker(turn, executor)
-        elif executor is None or is_inside:
+        elif executor is None or turn.is_nested:
             items = self._items_here(turn)
         else:
             items = self._items_of_thread(turn, executor)
@@ -215,10 +209,17 @@ class Offloads(Slots):
         call.check(is_connected)
         raise ServerStopping("the server has ended this call as it stopped")
 
-    def _is_inside(self, executor: object) -> bool:
-        """Return whether the calling thread is in a function that has a slot, or a thread, for what it calls, too.
+    def _make_turn(self, call: Call, executor: object, limit: int | None, refuse: bool) -> Turn:
+        """Make the turn of a call: at most ``limit``, and as many as the executor has workers, run at once."""
+        count = executor.count if isinstance(executor, WorkerThreads) else executor
+        slots = min(filter(None, (limit, count if isinstance(count, int) else None)), default=None)
+        return Turn(call, slots, limit, refuse, self._is_inside(executor))
 
-        The threads may be another server's as well, or do what the program has submitted.
+    def _is_inside(self, executor: object) -> bool:
+        """Return whether a call from the calling thread needs no slot of its own, for which it might wait for ever.
+
+        That is so in an offloaded function, which has a slot, and in any thread of the executor, which may also run
+        another server's call, or what the program has submitted.
         """
         return getattr(self._calling, "is_inside", False) or (
             isinstance(executor, WorkerThreads) and executor.is_current())

@@ -26,8 +26,9 @@ logger = logging.getLogger("threaded_echo")
 def iterate(worker: Worker, call: Message, caller: Call) -> Iterator[Any]:
     """Iterate over what a call yields in a worker.
 
-    Raises NotBegun and WorkerDied as `Worker.call`; ConnectionAbortedError if the connection of its client is lost; and
-    TimeoutError, after which the worker has ended, if its time is up when an item is waited for.
+    Raises NotBegun and WorkerDied as `Worker.call`; ConnectionAbortedError if the connection of its client is lost;
+    TimeoutError, after which the worker has ended, if its time is up while an item is waited for or received; and
+    ServerStopping if a stop has cut the client meanwhile.
     """
     is_over, is_connected = False, True
     try:
@@ -44,8 +45,6 @@ def iterate(worker: Worker, call: Message, caller: Call) -> Iterator[Any]:
             reply = worker.ask(NEXT, caller)
     except CallerLeft as left:
         is_connected = left.is_connected
-        if caller.is_late():
-            worker.end()
     finally:
         if not is_over and worker.is_alive():
             close(worker, caller)

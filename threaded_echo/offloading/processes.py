@@ -45,12 +45,12 @@ class Workers:
     """The worker processes of one server. *Thread safety*: any thread may call any method, unless it says otherwise."""
 
     def __init__(self) -> None:
+        self._opening = threading.Lock()  # held during `start`: a second one waits, and finds the workers there
         self._lock = threading.RLock()  # guards what follows; re-entrant, since a signal handler may stop the server
         self._idle: list[Worker] = []
         self._held: dict[Worker, Period] = {}
-        self._starting: list[Worker] = []  # before the first client; also in _held
-        self._leftovers: dict[threading.Thread, Period] = {}  # see calls through that their callers have left
-        self._opening = threading.Lock()  # held during `start`: a second one waits, and finds the workers there
+        self._starting: list[Worker] = []  # that no caller waits for; also in _held
+        self._leftovers: dict[threading.Thread, Period] = {}  # they see calls through that their callers have left
         _all.add(self)
 
     def start(self, count: int, period: Period, unpinned: Unpinned) -> None:
@@ -67,10 +67,7 @@ class Workers:
                     if period.is_stopping():
                         raise WorkerDied("a stop came as the workers were started")
                     started.append(worker := self._hold_new(count, period, unpinned))
-                    with self._lock:
-                        self._starting.append(worker)
-                    if period.is_stopping():  # `interrupt_start` may have come before this one was listed
-                        worker.kill()
+                    self._list_as_starting(worker, period)
                 for worker in started:
                     worker.send_initializer()
                 for worker in started:
@@ -88,7 +85,7 @@ class Workers:
                     self._give_back(worker, count)
 
     def interrupt_start(self) -> None:
-        """Kill the workers that `start` is waiting for in another thread."""
+        """Kill the workers that other threads start: in `start`, or in place of those that were killed in a call."""
         with self._lock:
             starting = list(self._starting)
         for worker in starting:
@@ -185,10 +182,7 @@ class Workers:
         try:
             worker = self._hold_new(count, period, caller.unpinned)
             try:
-                with self._lock:
-                    self._starting.append(worker)
-                if period.is_stopping():  # `interrupt_start` may have come before this one was listed
-                    worker.kill()
+                self._list_as_starting(worker, period)
                 worker.wait_until_ready()
             finally:
                 with self._lock:
@@ -225,6 +219,13 @@ class Workers:
         if period.forced or interpreter_ends.is_set():  # which may have come before this one was listed
             worker.kill()
         return worker
+
+    def _list_as_starting(self, worker: Worker, period: Period) -> None:
+        """Have `interrupt_start` find a worker that no caller waits for."""
+        with self._lock:
+            self._starting.append(worker)
+        if period.is_stopping():  # `interrupt_start` may have come before this one was listed
+            worker.kill()
 
     def _give_back(self, worker: Worker, count: int) -> None:
         """Keep a worker for the next call, if it is alive and wanted, or end it."""
