@@ -72,7 +72,7 @@ class OffloadedCall:
 class CallerLeft(Exception):
     """Raised where a worker process is waited for if the caller waits no longer, while the call goes on.
 
-    ``is_connected``: whether its client is; it then leaves because its time is up.
+    ``is_connected``: whether its client still is; if so, the caller leaves because its time is up.
     """
 
     def __init__(self, is_connected: bool) -> None:

@@ -25,7 +25,7 @@ from .pipe_channel import PipeChannel
 from .wire import HEADER, Disconnected, Incoming, Whole, close_descriptors, wait
 
 CHECK_INTERVAL = 1.0
-"""Seconds without progress after which a transfer looks whether the other process is there."""
+"""Seconds without progress after which a transfer looks whether the other process is there, and its time left."""
 
 MOST_DESCRIPTORS = 253
 """As many as Linux sends at once."""
@@ -42,10 +42,10 @@ _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class SocketChannel:
-    """One end of a channel: a Unix socket, and the end of a pipe whose bytes tell how many calls have begun."""
+    """One end of a channel: a Unix socket, and the end of a pipe that has a byte for each call that has begun."""
 
     def __init__(self, connection: socket.socket, begun: Connection, is_over: Callable[[], bool] | None = None) -> None:
-        """Take over both. ``is_over`` tells whether to give the other process up; ``None``: only the socket does."""
+        """Take over both. ``is_over`` tells whether to give the other process up; ``None``: if the socket ends."""
         self._socket, self._begun, self._is_over = connection, begun, is_over
         self._interval: float | None = None  # seconds for which a wait goes on
         if is_over is not None:
@@ -202,13 +202,13 @@ class SocketChannel:
         self._end += count
 
     def _go_on_after(self, error: OSError) -> None:
-        """Return if a wait was interrupted to look whether the other process is there, and it is."""
+        """Return if a wait was only interrupted to look whether to go on, and it shall; else raise Disconnected."""
         if not isinstance(error, BlockingIOError) or self._is_over is None:
             raise Disconnected from error
         self._go_on()
 
     def _go_on(self) -> None:
-        """Look whether the other process is there, after a piece of a message, or a wait that was interrupted."""
+        """Look whether to go on, after a piece of a message, or a wait that was interrupted. Raises Disconnected."""
         if self._is_over is not None and self._is_over():
             raise Disconnected
 

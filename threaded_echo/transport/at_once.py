@@ -37,7 +37,8 @@ def can_send_at_once(connection: Any) -> bool:
 def send_at_once(connection: Any, data: bytes | memoryview) -> int:
     """Send what the kernel takes of ``data`` at once; return how many bytes that were, and 0 if there is no room.
 
-    Raises OSError if the connection has ended. The caller is the only one who sends; see also `is_behind`.
+    Raises OSError if the connection has ended, and OSError or ValueError if its socket is closed. The caller is the
+    only one who sends; see also `is_behind`.
     """
     if type(connection) is not socket.socket and tls.as_tls(connection) is not None:
         taken: int = connection.send_at_once(data)  # if TLS has ended, it raises: nothing goes out in the clear
@@ -53,8 +54,8 @@ def send_at_once(connection: Any, data: bytes | memoryview) -> int:
 
 
 def is_behind(connection: Any) -> bool:
-    """Return whether a part of what `send_at_once` has taken is still to go out, which a call without data does.
+    """Return whether a part of what `send_at_once` has taken is still to go out.
 
-    That is so if TLS had to stop in the middle of a record.
+    That is so if TLS had to stop in the middle of a record. A call of `send_at_once` without data sends the rest.
     """
     return type(connection) is not socket.socket and getattr(connection, "begun", None) is not None

@@ -30,7 +30,7 @@ class Deadline:
 def wait_for(connection: Any, remaining: float | None, to_send: bool = False) -> bool:
     """Wait until ``connection`` can be received from, or sent to; False if ``remaining`` seconds pass before.
 
-    An end of stream, and an error, can be received.
+    An end of stream, and an error, can be received. Raises ValueError if ``connection`` is closed.
     """
     if not hasattr(select, "poll"):  # Windows
         watched: tuple[list[Any], list[Any]] = ([], [connection]) if to_send else ([connection], [])

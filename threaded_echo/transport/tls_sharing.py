@@ -97,8 +97,8 @@ class SharedTLSSocket(ssl.SSLSocket):
     def send_at_once(self, data: bytes | memoryview) -> int:
         """Send what there is room for without waiting, whatever the time-out; return how many bytes that were.
 
-        A record that is begun counts, though its rest may be still to go out (``begun``): any later send does that
-        first, and so does a call of this without data.
+        A record that is begun counts, though its rest may still have to go out (``begun``): any later send does that
+        first, and so does a call of this without data. Raises OSError or ValueError if the socket is closed.
         """
         if not self._sending.acquire(blocking=False):
             return 0
