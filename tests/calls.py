@@ -383,6 +383,11 @@ def return_a_traveller() -> Traveller:
     return Traveller()
 
 
+def fail_with_a_traveller() -> None:
+    """Raise an exception that has such an object."""
+    raise LookupError(Traveller())
+
+
 def end_as_it_starts(connection: Connection) -> None:
     """Behave as a worker whose script fails."""
     sys.exit(0)

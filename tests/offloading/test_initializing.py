@@ -12,7 +12,9 @@ import pytest
 
 from threaded_echo import ThreadedTCPServer, WorkerDied, WorkerProcesses
 from threaded_echo.clients.period import Period
+from threaded_echo.offloading.messages import Received
 from threaded_echo.offloading.processes import Workers
+from threaded_echo.offloading.wire import Disconnected
 
 from .. import calls
 from ..conftest import LOOPBACK
@@ -86,6 +88,25 @@ def test_initializer_that_fails_fails_the_start():
     assert isinstance(raised.value.__cause__, LookupError)
     assert "in fail" in str(raised.value.__cause__.__cause__)
     assert not multiprocessing.active_children()
+
+
+def test_initializer_whose_exception_cannot_be_loaded_fails_the_start():
+    """The error says what cannot be loaded, and is no other than that of any initializer."""
+    executor = WorkerProcesses(1, initializer=calls.fail_with_a_traveller)
+    with ThreadedTCPServer(LOOPBACK, executor=executor) as server, pytest.raises(WorkerDied, match="not here"):
+        server.start()
+    assert not multiprocessing.active_children()
+
+
+def test_process_that_ends_as_it_tells_of_its_initializer_fails_the_start(monkeypatch):
+    """A part of the exception has come."""
+    def end(outcome):
+        raise Disconnected
+
+    monkeypatch.setattr(Received, "load", end)
+    executor = WorkerProcesses(1, initializer=calls.fail, initargs=("no model",))
+    with ThreadedTCPServer(LOOPBACK, executor=executor) as server, pytest.raises(WorkerDied, match="as it started"):
+        server.start()
 
 
 def test_initializer_that_exits_fails_the_start():

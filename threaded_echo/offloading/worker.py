@@ -153,7 +153,13 @@ class Worker:
 
     def _check_initializer(self, outcome: Received) -> None:
         if outcome.kind == ERROR:
-            error, text = outcome.load()
+            try:
+                error, text = outcome.load()
+            except Disconnected:
+                raise
+            except Exception as cause:  # the exception's own unpickling has failed
+                raise WorkerDied("the initializer of the worker processes has failed, and what it raised cannot be "
+                                 f"loaded: {cause!r}") from cause
             error.__cause__ = _WorkerTraceback(text)
             raise WorkerDied(f"the initializer of the worker processes has failed: {error!r}") from error
 
