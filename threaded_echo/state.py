@@ -58,8 +58,8 @@ class ServerState:
     def of(cls, server: object) -> ServerState:
         """Find a server's state, or make it; afterwards the server's own attribute is found first.
 
-        The methods that a program calls come here first, where it is noticed, too, that the process was forked: the
-        child's copy of a server knows no clients and no threads, as they are its parent's, and has fresh locks.
+        The methods that a program calls come here first. This also notices if the process was forked: the child's copy
+        of a server knows no clients and no threads, as they are its parent's, and has fresh locks.
         """
         found: ServerState | None = vars(server).get("_threaded_state")
         if found is None:

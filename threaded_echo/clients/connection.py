@@ -127,7 +127,7 @@ class Connection:
             request.sendall(b"".join(backlog.pieces))
             if is_behind(request):  # nothing was queued but the end of a record
                 request.send(b"")
-        except BaseException:
+        except BaseException:  # whatever it is, the client may have received a part of a message
             self._fail()
             raise
 
@@ -219,7 +219,7 @@ class Connection:
                     if is_empty and self.obstacle is backlog and not backlog.pieces:  # as a signal handler may add one
                         self.obstacle = None
                         return Offer.SENT
-            except BaseException:
+            except BaseException:  # as above
                 self._fail()
                 raise
             outcome = Offer.MOVED if taken else outcome

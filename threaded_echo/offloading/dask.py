@@ -66,7 +66,7 @@ async def _fetch(client: Any, remote: Any) -> Any:
         return await client.gather(remote, asynchronous=True)
     except OSError:  # the function's own, or the connection is lost
         raise
-    except Exception:
+    except Exception:  # the function's own, or whatever its result raises when it is unpickled
         # Dask fetches what is there in one go, and fails all of it if one cannot be unpickled: so this one is fetched
         # again. It keeps the exception of a call that has failed.
         if remote.status != "finished":

@@ -43,8 +43,8 @@ class Recorder:
     ``receive_until``, and replies are sent as they are. ``greeting``: what is sent as it is to each client that
     connects.
 
-    Clients of several servers are told apart only if each server has a recorder of its own. *Thread safety*: any
-    thread, at any time.
+    Give each of several servers a recorder of its own: clients of two servers may have the same number. *Thread
+    safety*: any thread, at any time.
     """
 
     def __init__(self, script: Script = None, *, end: bytes | None = b"\n",

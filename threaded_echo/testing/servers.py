@@ -116,7 +116,7 @@ class _Watched(_Base):
         """Run the handler. Its pytest.fail() or sys.exit(), which raise no Exception, are failures, too."""
         try:
             super().finish_request(request, client_address)
-        except Exception:
+        except Exception:  # the server hands it to handle_error
             raise
         except BaseException:  # which would end the thread, and nothing else
             self.handle_error(request, client_address)
